@@ -16,7 +16,7 @@ Separator = Literal["apart", "joint"]
 SpecialTokens = Literal["text", "parse"]
 Alpha = Literal["drop", "white"]
 FinalCap = Literal["everywhere", "later_steps"]
-EmbedScale = Literal["table_dtype", "float32"]
+EmbedScale = Literal["table_dtype", "float32", "bfloat16"]
 Beams = Literal["bv", "hf"]
 
 
@@ -91,7 +91,8 @@ class TextConfig:
     # Where the final cap acts. hf: on every logit, also in the loss ("everywhere"). bv: on decode steps from the second
     # on, not on the first generated token nor in the loss ("later_steps"). "everywhere" keeps them consistent.
     final_cap: FinalCap = "everywhere"
-    # sqrt(width) is rounded to the dtype of the table (bv and hf alike, "table_dtype") or kept exact ("float32").
+    # sqrt(width) is rounded to the dtype of the table (bv and hf alike, "table_dtype"), or to a named one whatever the
+    # table: "float32" keeps it exact, "bfloat16" repeats a bfloat16 table that was cast up after loading.
     embed_scale: EmbedScale = "table_dtype"
 
     def __post_init__(self) -> None:
