@@ -1,0 +1,44 @@
+"""A procedural world of pictures: coloured shapes and short texts, drawn from a seed, with their true answers.
+
+scene = sample_scene(seed, "full")
+drawn = render(scene)                      # picture, visible masks, boxes
+for question in ask(scene, drawn, rng, 4): # prefix and answer
+    …
+"""
+
+from paligemma.data.world.caption import caption, caption_facts, scene_facts
+from paligemma.data.world.corpus import corpus
+from paligemma.data.world.fonts import FONTS
+from paligemma.data.world.palette import COLOURS
+from paligemma.data.world.questions import ANSWER_KINDS, KINDS, Question, ask, ask_one
+from paligemma.data.world.render import Rendering, render
+from paligemma.data.world.sample import sample_scene
+from paligemma.data.world.scene import BACKGROUNDS, TEXTURES, Background, Scene, Split, Thing, World
+from paligemma.data.world.shapes import SHAPES
+from paligemma.data.world.words import WORDS
+
+__all__ = [
+    "ANSWER_KINDS",
+    "BACKGROUNDS",
+    "COLOURS",
+    "FONTS",
+    "KINDS",
+    "SHAPES",
+    "TEXTURES",
+    "WORDS",
+    "Background",
+    "Question",
+    "Rendering",
+    "Scene",
+    "Split",
+    "Thing",
+    "World",
+    "ask",
+    "ask_one",
+    "caption",
+    "caption_facts",
+    "corpus",
+    "render",
+    "sample_scene",
+    "scene_facts",
+]

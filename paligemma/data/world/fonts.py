@@ -1,0 +1,31 @@
+"""The bundled fonts: letters A-Z, a-z and digits, of seven kinds (`paligemma/assets/fonts/README.md`)."""
+
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+from PIL import ImageFont
+
+FONTS: dict[str, str] = {
+    "sans": "sans.ttf",
+    "sans_wide": "sans_wide.ttf",
+    "sans_narrow": "sans_narrow.ttf",
+    "serif": "serif.ttf",
+    "mono": "mono.ttf",
+    "slab": "slab.otf",
+    "hand": "hand.otf",
+}
+
+
+@lru_cache(maxsize=1024)
+def font(name: str, size_px: int) -> ImageFont.FreeTypeFont:
+    """A bundled font at an em size in pixels, laid out without system libraries so that every machine draws alike."""
+    path = Path(str(resources.files("paligemma") / "assets" / "fonts" / FONTS[name]))
+    return ImageFont.truetype(str(path), size_px, layout_engine=ImageFont.Layout.BASIC)
+
+
+@lru_cache(maxsize=len(FONTS))
+def cap_height(name: str) -> float:
+    """Height of a capital letter as a fraction of the em size."""
+    _, top, _, bottom = font(name, 200).getbbox("H", anchor="ls")
+    return (bottom - top) / 200
