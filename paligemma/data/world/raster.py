@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from paligemma.data.world.fonts import font
-from paligemma.data.world.palette import Rgb
 from paligemma.data.world.scene import Background, Thing
 from paligemma.data.world.shapes import parts
+
+Floats = NDArray[np.float32]
 
 _SUPERSAMPLE = 3
 
@@ -41,7 +42,8 @@ def patch(thing: Thing, size_hw: tuple[int, int]) -> Patch:
 
 def _turn(points: NDArray[np.float64], angle_deg: float) -> NDArray[np.float64]:
     c, s = math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg))
-    return points @ np.array([[c, s], [-s, c]])
+    turned: NDArray[np.float64] = points @ np.array([[c, s], [-s, c]])
+    return turned
 
 
 def _window(points: NDArray[np.float64], size_hw: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -105,76 +107,94 @@ def _text_patch(thing: Thing, size_hw: tuple[int, int]) -> Patch:
     return Patch(y0, x0, ink, _fill([(quad, True)], window, 1) >= 128)
 
 
-def _ramp(h: int, w: int, angle_deg: float, top: float, left: float) -> NDArray[np.float32]:
+def _ramp(h: int, w: int, angle_deg: float, top: float, left: float) -> Floats:
     """Signed distance of each pixel along a direction, in pixels; float32[h, w]."""
     c, s = math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg))
     ys = (np.arange(h, dtype=np.float32) + np.float32(top)) * np.float32(s)
     xs = (np.arange(w, dtype=np.float32) + np.float32(left)) * np.float32(c)
-    return ys[:, None] + xs[None, :]
+    ramp: Floats = ys[:, None] + xs[None, :]
+    return ramp
 
 
-def texture(thing: Thing, at: Patch) -> NDArray[np.float32]:
+def _wave(ramp: Floats, period: float) -> Floats:
+    wave: Floats = np.sin(ramp * np.float32(2 * math.pi / period))
+    return wave
+
+
+def _unit(values: Floats) -> Floats:
+    return np.clip(values, np.float32(0), np.float32(1))
+
+
+def texture(thing: Thing, at: Patch) -> Floats:
     """How much of a texture's second shade each pixel of the patch takes, float32[h, w] in 0..1."""
     h, w = at.ink.shape
     cx, cy = thing.centre_xy_px
     along = _ramp(h, w, thing.texture_angle_deg, at.top - cy, at.left - cx)
     if thing.texture == "gradient":
-        return np.clip(along / np.float32(thing.size_px) + 0.5, 0, 1)
+        return _unit(along / np.float32(thing.size_px) + np.float32(0.5))
     if thing.texture == "outline":
         radius = max(1.5, 0.055 * thing.size_px)
         inner = Image.fromarray(np.pad(at.ink, 1)).filter(ImageFilter.BoxBlur(radius))
-        return np.clip((np.asarray(inner, np.float32)[1:-1, 1:-1] / 255 - 0.88) / 0.1, 0, 1)
+        return _unit(
+            (np.asarray(inner, np.float32)[1:-1, 1:-1] - 224) / np.float32(26)
+        )  # full well inside, none at the rim
     period = max(7.0, thing.size_px / 4.5)
+    a = _wave(along, period)
     if thing.texture == "stripes":
-        wave = np.sin(along * np.float32(2 * math.pi / period))
-        return np.clip(wave * 2 - 0.8, 0, 1)
-    across = _ramp(h, w, thing.texture_angle_deg + 90, at.top - cy, at.left - cx)
-    a, b = (np.sin(v * np.float32(2 * math.pi / period)) for v in (along, across))
+        return _unit(a * 2 - 0.8)
+    b = _wave(_ramp(h, w, thing.texture_angle_deg + 90, at.top - cy, at.left - cx), period)
     if thing.texture == "dots":
-        return np.clip((a + b) * 2 - 1.4, 0, 1)
+        return _unit((a + b) * 2 - 1.4)
     if thing.texture == "checker":
-        return np.clip(a * b * 3 - 0.2, 0, 1)
+        return _unit(a * b * 3 - 0.2)
     raise KeyError(thing.texture)
 
 
-def background(ground: Background, size_hw: tuple[int, int]) -> NDArray[np.float32]:
+def background(ground: Background, size_hw: tuple[int, int]) -> Floats:
     """float32[H, W, 3] in 0..255."""
     h, w = size_hw
     first, second = (np.asarray(rgb, np.float32) for rgb in ground.rgbs)
     if ground.kind == "flat":
         return np.broadcast_to(first, (h, w, 3)).copy()
-    return first + _pattern(ground, h, w)[..., None] * (second - first)
+    painted: Floats = first + _pattern(ground, h, w)[..., None] * (second - first)
+    return painted
 
 
-def _pattern(ground: Background, h: int, w: int) -> NDArray[np.float32]:
+def _pattern(ground: Background, h: int, w: int) -> Floats:
     """Share of the second colour, float32[h, w] in 0..1."""
     if ground.kind == "gradient":
         ramp = _ramp(h, w, ground.angle_deg, -h / 2, -w / 2)
-        return (ramp - ramp.min()) / (ramp.max() - ramp.min())
+        low, high = float(ramp.min()), float(ramp.max())
+        return _unit((ramp - low) / (high - low))
     if ground.kind == "stripes":
-        ramp = _ramp(h, w, ground.angle_deg, 0, 0)
-        return np.clip(np.sin(ramp * np.float32(2 * math.pi / ground.period_px)) * 3 + 0.5, 0, 1)
+        return _unit(_wave(_ramp(h, w, ground.angle_deg, 0, 0), ground.period_px) * 3 + 0.5)
     rng = np.random.default_rng(ground.seed)
     if ground.kind == "noise":
         grain = max(1, round(ground.period_px / 8))
         small = rng.integers(0, 256, size=(-(-h // grain), -(-w // grain)), dtype=np.uint8)
-        return np.asarray(Image.fromarray(small).resize((w, h), Image.Resampling.BILINEAR), np.float32) / 255
-    if ground.kind == "blobs":
-        canvas = Image.new("L", (w, h), 0)
-        draw = ImageDraw.Draw(canvas)
-        for _ in range(int(rng.integers(6, 20))):
-            x, y, r = rng.random() * w, rng.random() * h, (0.5 + rng.random()) * ground.period_px
-            box = (x - r, y - r * (0.5 + rng.random()), x + r, y + r * (0.5 + rng.random()))
-            kind = draw.ellipse if rng.random() < 0.6 else draw.rectangle
-            kind(box, fill=int(rng.integers(60, 256)))
-        return np.asarray(canvas.filter(ImageFilter.BoxBlur(1)), np.float32) / 255
-    raise KeyError(ground.kind)
+        canvas = Image.fromarray(small).resize((w, h), Image.Resampling.BILINEAR)
+    elif ground.kind == "blobs":
+        canvas = _blobs(ground, h, w, rng)
+    else:
+        raise KeyError(ground.kind)
+    return _unit(np.asarray(canvas, np.float32) / np.float32(255))
 
 
-def colours(thing: Thing, at: Patch) -> NDArray[np.float32]:
+def _blobs(ground: Background, h: int, w: int, rng: np.random.Generator) -> Image.Image:
+    canvas = Image.new("L", (w, h), 0)
+    draw = ImageDraw.Draw(canvas)
+    for _ in range(int(rng.integers(6, 20))):
+        x, y, r = rng.random() * w, rng.random() * h, (0.5 + rng.random()) * ground.period_px
+        box = (x - r, y - r * (0.5 + rng.random()), x + r, y + r * (0.5 + rng.random()))
+        paint = draw.ellipse if rng.random() < 0.6 else draw.rectangle
+        paint(box, fill=int(rng.integers(60, 256)))
+    return canvas.filter(ImageFilter.BoxBlur(1))
+
+
+def colours(thing: Thing, at: Patch) -> Floats:
     """Paint of a thing, float32[h, w, 3] or [3] where one shade fills it, in 0..255."""
     first = np.asarray(thing.rgb, np.float32)
     if thing.texture == "solid":
         return first
-    second: Rgb = thing.second_rgb
-    return first + texture(thing, at)[..., None] * (np.asarray(second, np.float32) - first)
+    painted: Floats = first + texture(thing, at)[..., None] * (np.asarray(thing.second_rgb, np.float32) - first)
+    return painted

@@ -214,7 +214,9 @@ class _Painter:
         under = self.owner[window][at.area]
         hidden = np.bincount(under[under >= 0], minlength=len(self.things))
         apart = not self.rules.overlap or thing.kind == "text"
-        if apart and any(_touch((left, top, right, bottom), box, gap) for box in self.boxes):
+        # Two texts side by side must not read as one word.
+        room = 0.3 * thing.size_px if thing.kind == "text" else gap
+        if apart and any(_touch((left, top, right, bottom), box, room) for box in self.boxes):
             return False
         for index in np.flatnonzero(hidden):
             other = self.things[index]
