@@ -29,3 +29,13 @@ def cap_height(name: str) -> float:
     """Height of a capital letter as a fraction of the em size."""
     _, top, _, bottom = font(name, 200).getbbox("H", anchor="ls")
     return (bottom - top) / 200
+
+
+def ink_box(name: str, size_px: int, text: str) -> tuple[int, int, int, int]:
+    """left, top, right, bottom of the pixels a text blackens, with its baseline starting at the origin.
+
+    `getbbox` would not do: it also spans the white room before and after the letters.
+    """
+    mask, (left, top) = font(name, size_px).getmask2(text, mode="L", anchor="ls")
+    box = mask.getbbox()
+    return left + box[0], top + box[1], left + box[2], top + box[3]

@@ -99,6 +99,15 @@ def ask_one(
     return _Asker(scene, rendering, rng, variants).ask(kind)
 
 
+def ask_everything(scene: Scene, rendering: Rendering, rng: np.random.Generator) -> Question:
+    """`detect` or `segment` of every colour and shape in the scene and of one that is absent, in random order."""
+    task: Literal["detect", "segment"] = "detect" if rng.random() < 0.5 else "segment"
+    names = sorted({scene.things[i].name for i in scene.shapes})
+    names.append(_Asker(scene, rendering, rng, False).absent_name())
+    names = [names[i] for i in rng.permutation(len(names))]
+    return Question(task, task, f"{task} {' ; '.join(names)}", listed(scene, rendering, names))
+
+
 def matches(scene: Scene, name: str) -> list[int]:
     """Indices of the things that go by a name: `circle`, `red circle`, `text`."""
     return [
@@ -231,7 +240,9 @@ class _Asker:
         )
         return Question("colour", "text", f"answer en {asked}", self.scene.things[matches(self.scene, shape)[0]].colour)
 
-    def _presence(self, kind: Literal["there", "present"]) -> Question:
+    def _presence(self, kind: Literal["there", "present"]) -> Question | None:
+        if not self.scene.shapes and self.rng.random() < 0.8:  # nearly all would be answered no
+            return None
         present = self.present_name() if self.rng.random() < 0.5 else None
         name = present or self.absent_name()
         if kind == "there":

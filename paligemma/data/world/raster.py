@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from paligemma.data.world.fonts import font
+from paligemma.data.world.fonts import font, ink_box
 from paligemma.data.world.scene import Background, Thing
 from paligemma.data.world.shapes import parts
 
@@ -80,13 +80,13 @@ def _shape_patch(thing: Thing, size_hw: tuple[int, int]) -> Patch:
 
 def text_half_extent(thing: Thing) -> tuple[float, float]:
     """Half width and half height of a text's ink before it is turned, in pixels."""
-    left, top, right, bottom = font(thing.font, int(thing.size_px)).getbbox(thing.text, anchor="ls")
+    left, top, right, bottom = ink_box(thing.font, int(thing.size_px), thing.text)
     return (right - left) / 2, (bottom - top) / 2
 
 
 def _text_patch(thing: Thing, size_hw: tuple[int, int]) -> Patch:
     face = font(thing.font, int(thing.size_px))
-    left, top, right, bottom = face.getbbox(thing.text, anchor="ls")
+    left, top, right, bottom = ink_box(thing.font, int(thing.size_px), thing.text)
     half_w, half_h = (right - left) / 2, (bottom - top) / 2
     corners = np.array([[-half_w, -half_h], [half_w, -half_h], [half_w, half_h], [-half_w, half_h]])
     quad = _turn(corners, thing.angle_deg) + thing.centre_xy_px
