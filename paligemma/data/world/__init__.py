@@ -8,9 +8,10 @@ for question in ask(scene, drawn, rng, 4): # prefix and answer
 
 from paligemma.data.world.caption import caption, caption_facts, scene_facts
 from paligemma.data.world.corpus import corpus
+from paligemma.data.world.exam import HELD_OUT, Exam, exam
 from paligemma.data.world.fonts import FONTS
 from paligemma.data.world.palette import COLOURS
-from paligemma.data.world.questions import ANSWER_KINDS, KINDS, Question, ask, ask_one
+from paligemma.data.world.questions import ANSWER_KINDS, KINDS, Question, ask, ask_everything, ask_one
 from paligemma.data.world.render import Rendering, render
 from paligemma.data.world.sample import sample_scene
 from paligemma.data.world.scene import BACKGROUNDS, TEXTURES, Background, Scene, Split, Thing, World
@@ -22,11 +23,13 @@ __all__ = [
     "BACKGROUNDS",
     "COLOURS",
     "FONTS",
+    "HELD_OUT",
     "KINDS",
     "SHAPES",
     "TEXTURES",
     "WORDS",
     "Background",
+    "Exam",
     "Question",
     "Rendering",
     "Scene",
@@ -34,10 +37,12 @@ __all__ = [
     "Thing",
     "World",
     "ask",
+    "ask_everything",
     "ask_one",
     "caption",
     "caption_facts",
     "corpus",
+    "exam",
     "render",
     "sample_scene",
     "scene_facts",

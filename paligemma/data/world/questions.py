@@ -42,6 +42,11 @@ class Question:
     prefix: str
     answer: str | Objects
 
+    @property
+    def labels(self) -> list[str]:
+        """The things that a `detect` or `segment` asks for, in asked order."""
+        return self.prefix.removeprefix(f"{self.task} ").split(" ; ")
+
 
 KINDS: dict[str, float] = {  # kind -> how often it is drawn
     "detect": 0.27,
@@ -99,9 +104,11 @@ def ask_one(
     return _Asker(scene, rendering, rng, variants).ask(kind)
 
 
-def ask_everything(scene: Scene, rendering: Rendering, rng: np.random.Generator) -> Question:
+def ask_everything(
+    scene: Scene, rendering: Rendering, rng: np.random.Generator, task: Literal["detect", "segment"] | None = None
+) -> Question:
     """`detect` or `segment` of every colour and shape in the scene and of one that is absent, in random order."""
-    task: Literal["detect", "segment"] = "detect" if rng.random() < 0.5 else "segment"
+    task = task or ("detect" if rng.random() < 0.5 else "segment")
     names = sorted({scene.things[i].name for i in scene.shapes})
     names.append(_Asker(scene, rendering, rng, False).absent_name())
     names = [names[i] for i in rng.permutation(len(names))]
