@@ -41,7 +41,7 @@ parity-latest: $(VENV)-latest/.done ## the parity tests against the newest trans
 	OMP_NUM_THREADS=1 $(VENV)-latest/bin/python -m pytest -n $(JOBS) tests/parity
 
 wheel-check: ## build the wheel, install it with all its dependencies in an empty venv elsewhere, run it there
-	TORCH="$(TORCH)" PYTHON="$(PYTHON)" bash tests/e2e/wheel_check.sh
+	PYTHON="$(PYTHON)" .ci/wheel-check
 
 tiny: $(VENV)/.tiny ## retrain the embedded model `tiny` (hours on a CPU; goes on where it stopped)
 	$(BIN)/python -m paligemma.recipes.tiny
