@@ -69,7 +69,7 @@ def is_float(dtype: torch.dtype) -> bool:
 def byte_view(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, writable and without a copy."""
     flat = tensor.detach().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(bytearray())
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy arrays are buffers
 
 
 def dtype_name(dtype: torch.dtype) -> str:

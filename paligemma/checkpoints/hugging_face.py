@@ -191,7 +191,7 @@ def inner_names(files: SafetensorsFiles, where: str) -> dict[str, str]:
 
 
 def leftovers(names: Mapping[str, str], used: set[str]) -> tuple[dict[str, str], list[str]]:
-    """Tensors (by their names in the file) that no rule used: those known to be no part of the model, and the others."""
+    """Tensors (by names in the file) that no rule used: those known to be no part of the model, and the others."""
     reasons: dict[str, str] = {}
     unknown: list[str] = []
     for inner, full in names.items():

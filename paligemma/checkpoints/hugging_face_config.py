@@ -155,15 +155,13 @@ def _text(values: Mapping[str, Any], facts: Facts, where: str) -> TextConfig:
         head_dim = facts.q_rows // n_heads if n_heads else d_table
     n_heads = n_heads or facts.q_rows // head_dim
     n_kv_heads = values.get("num_key_value_heads") or facts.kv_rows // head_dim
-    for field, heads, rows in (
-        ("num_attention_heads", n_heads, facts.q_rows),
-        ("num_key_value_heads", n_kv_heads, facts.kv_rows),
-    ):
+    shares = {"num_attention_heads": (n_heads, facts.q_rows), "num_key_value_heads": (n_kv_heads, facts.kv_rows)}
+    for field, (heads, rows) in shares.items():
         if heads * head_dim != rows:
             raise ConfigError(
                 f"{where}: text_config.{field}={heads} times head_dim={head_dim} disagrees with the weights, whose "
                 f"projection has {rows} rows. Restore the configuration that was saved with them."
-            )  # fmt: skip
+            )
     is_2 = family == "gemma2"
     rope = values.get("rope_parameters") or {}
     scalar = values.get("query_pre_attn_scalar")

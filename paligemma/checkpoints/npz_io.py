@@ -60,8 +60,9 @@ class NpzFile:
         self._file: IO[bytes] | None = None
         parts = pieces_of(path)
         try:
-            self._file = _Concatenated(parts) if parts else path.open("rb")
-            self._zip = zipfile.ZipFile(self._file)
+            file: IO[bytes] = _Concatenated(parts) if parts else path.open("rb")  # type: ignore[assignment]
+            self._file = file
+            self._zip = zipfile.ZipFile(file)
             members = [m for m in self._zip.infolist() if not m.is_dir()]
             self._entries = {m.filename.removesuffix(".npy"): self._header(m) for m in members}
         except _DAMAGED as error:

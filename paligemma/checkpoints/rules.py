@@ -5,8 +5,8 @@ A layout is written with one letter per dim, brackets joining dims into one:
     vision   l layers · W width · m MLP width · h heads · e head width · c colours · p patch side · N positions
     text     L layers · D width · F MLP width · H query heads · K key/value heads · d head dim · V table rows
 
-`Rule("text.blocks.{i}.attn.k.weight", "llm/layers/attn/kv_einsum/w", "L 2:0 K D d")` says that the file keeps all layers
-in one array, that of its second axis (size 2) we want part 0, and that the rest, [K, D, d], becomes the native
+`Rule("text.blocks.{i}.attn.k.weight", "llm/layers/attn/kv_einsum/w", "L 2:0 K D d")` says that the file keeps all
+layers in one array, that of its second axis (size 2) we want part 0, and that the rest, [K, D, d], becomes the native
 "(K d) D". The inverse follows from the same line.
 """
 

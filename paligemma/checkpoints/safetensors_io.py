@@ -42,9 +42,7 @@ def read_header(path: Path) -> tuple[dict[str, tuple[Spec, int]], dict[str, str]
         head = file.read(8)
         n_header = int.from_bytes(head, "little")
         if len(head) < 8 or n_header > _MAX_HEADER_BYTES:
-            raise CheckpointError(
-                f"{path}: not a safetensors file: expected an 8-byte header length. Download it again."
-            )
+            raise CheckpointError(f"{path}: not a safetensors file: expected an 8-byte header length. Fetch it again.")
         raw = file.read(n_header)
     if len(raw) < n_header:
         raise CheckpointError(
@@ -54,9 +52,7 @@ def read_header(path: Path) -> tuple[dict[str, tuple[Spec, int]], dict[str, str]
     try:
         header = json.loads(raw, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: its safetensors header is not valid JSON ({error}). Download it again."
-        ) from None
+        raise CheckpointError(f"{path}: its safetensors header is not JSON ({error}). Download it again.") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: its safetensors header is not an object. Download it again.")
     metadata = header.pop("__metadata__", None) or {}
