@@ -2,5 +2,6 @@
 
 from paligemma.checkpoints.checkpoint import Checkpoint, open_checkpoint, read, stream
 from paligemma.checkpoints.identify import Format, identify
+from paligemma.checkpoints.write import write
 
-__all__ = ["Checkpoint", "Format", "identify", "open_checkpoint", "read", "stream"]
+__all__ = ["Checkpoint", "Format", "identify", "open_checkpoint", "read", "stream", "write"]

@@ -11,7 +11,7 @@ either known and listed with its reason or refused. After that only data are rea
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,7 @@ from paligemma.checkpoints.identify import Format, identify, npz_in, refuse_pick
 from paligemma.checkpoints.npz_io import NpzFile
 from paligemma.checkpoints.rules import POSITIONS, TABLE, Piece, match, native_shapes, rearrange, sizes_of
 from paligemma.checkpoints.safetensors_io import SafetensorsFiles
+from paligemma.checkpoints.state import State
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.models.posemb import resample_position_embedding
@@ -45,7 +46,7 @@ class Change:
     what: str
 
 
-class Checkpoint(Mapping[str, Tensor]):
+class Checkpoint(State):
     """An open checkpoint: `config`, and native names -> tensors in the dtype of the file, read on access.
 
     Attributes:
@@ -120,14 +121,6 @@ class Checkpoint(Mapping[str, Tensor]):
     def _place(self, name: str) -> tuple[tuple[int, int], tuple[int, ...]]:
         piece = self._pieces[name]
         return self._file.place(piece.foreign), piece.index
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all tensors in the dtype of the file."""
-        return sum(self.spec(name).n_bytes for name in self)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.get_as(name, None)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._pieces)

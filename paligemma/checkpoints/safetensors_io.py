@@ -8,7 +8,7 @@ neither, so both directions are written out here. Tests hold them against that p
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -210,7 +210,7 @@ def plan_shards(specs: Mapping[str, Spec], max_bytes: int) -> list[dict[str, Spe
     return shards
 
 
-def shard_names(n_shards: int) -> Iterable[str]:
+def shard_names(n_shards: int) -> list[str]:
     if n_shards == 1:
         return ["model.safetensors"]
     return [f"model-{i + 1:05d}-of-{n_shards:05d}.safetensors" for i in range(n_shards)]
