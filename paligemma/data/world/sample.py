@@ -31,6 +31,9 @@ LONG_SIDE_PX = (112, 320)
 MAX_ASPECT = 1.5
 MIN_VISIBLE = 0.4  # of a thing, behind those on top of it
 MAX_TEXTS = 3
+REPEAT_SHARE = (
+    0.35  # of the shapes take the shape, the colour or both of an earlier one: or there would be little to count
+)
 CAP_HEIGHT_AT_112 = (10.5, 22.0)  # pixels after the stretch to 112 x 112; smaller letters cannot be read there
 
 _WORLD_KEYS = {"plain": 1, "full": 2}
@@ -146,6 +149,14 @@ class _Painter:
         rng = self.rng
         shape = self._choice(SHAPES)
         colour, rgb = self._paint()
+        earlier = [thing for thing in self.things if thing.kind == "shape"]
+        if earlier and rng.random() < REPEAT_SHARE:
+            model = earlier[int(rng.integers(len(earlier)))]
+            what = rng.random()
+            if what < 0.75:
+                shape = model.shape
+            if what > 0.35:
+                colour, rgb = model.colour, model.rgb
         low, high = self.rules.sizes
         long = shape in ELONGATED
         size = rng.uniform(low * (1.4 if long else 1.0), high * (1.15 if long else 1.0)) * min(self.h, self.w)

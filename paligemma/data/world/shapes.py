@@ -86,8 +86,13 @@ def _polygon(shape: str, elongation: float) -> Polygon:
     if shape == "heart":
         return _heart()
     if shape == "cross":
-        a, b = 0.5, 0.17
-        return np.array([[-b, -a], [b, -a], [b, -b], [a, -b], [a, b], [b, b], [b, a], [-b, a], [-b, b], [-a, b], [-a, -b], [-b, -b]])  # fmt: skip  # noqa: E501
+        a, b = 0.5, 0.17  # half length and half width of the arms
+        quarter = np.array([[-b, -a], [b, -a], [b, -b]])
+        turns = (
+            np.array(turn) for turn in ([[1, 0], [0, 1]], [[0, 1], [-1, 0]], [[-1, 0], [0, -1]], [[0, -1], [1, 0]])
+        )
+        return np.concatenate([quarter @ turn for turn in turns])
     if shape == "arrow":
-        return np.array([[0.54, 0], [0.08, 0.4], [0.08, 0.16], [-0.5, 0.16], [-0.5, -0.16], [0.08, -0.16], [0.08, -0.4]])  # fmt: skip  # noqa: E501
+        upper = np.array([[0.54, 0.0], [0.08, -0.4], [0.08, -0.16], [-0.5, -0.16]])  # tip, head, shaft
+        return np.concatenate([upper, upper[:0:-1] * [1, -1]])
     raise KeyError(shape)

@@ -112,7 +112,8 @@ def test_counts_of_a_thing_equal_its_recount():
         if not asked.startswith("shape"):
             assert question.answer == str(sum(goes_by(thing, asked) for thing in scene.things))
             answers[question.answer] += 1
-    assert {"0", "1", "2"} <= set(answers)
+    assert {"0", "1", "2", "3"} <= set(answers)
+    assert answers["2"] > 0.05 * answers.total()
 
 
 def test_the_colour_answered_is_the_colour_of_the_pixels():
@@ -248,3 +249,15 @@ def test_the_corpus_covers_every_character_that_can_be_asked_or_answered():
     lines = list(world.corpus(20, seed=4))
     assert lines == list(world.corpus(20, seed=4))
     assert set(world.WORDS) <= set(lines)
+
+
+def test_asking_for_everything_lists_every_shape_and_names_one_that_is_absent():
+    tasks = Counter()
+    for seed, scene, drawn in drawn_scenes("full", 80):
+        question = world.ask_everything(scene, drawn, np.random.default_rng(seed))
+        absent = [label for label in question.labels if not any(goes_by(thing, label) for thing in scene.things)]
+        assert len(absent) == 1
+        assert sorted(i for _, i in question.answer) == list(scene.shapes)
+        assert question.task == question.prefix.split(" ")[0]
+        tasks[question.task] += 1
+    assert min(tasks["detect"], tasks["segment"]) > 20
