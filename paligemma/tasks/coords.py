@@ -33,14 +33,22 @@ def decode_coord(index: int, *, divisor: int = DIVISOR) -> float:
 
 
 def loc_tokens(box_yxyx_norm: Sequence[float]) -> str:
-    """Four fractions -> `<locYMIN><locXMIN><locYMAX><locXMAX>`.
+    """Four fractions -> `<locYMIN><locXMIN><locYMAX><locXMAX>`, exactly as the reference writes them.
 
     Raises:
         TaskError: not four finite numbers.
     """
+    return _spell(_bins(box_yxyx_norm))
+
+
+def _bins(box_yxyx_norm: Sequence[float]) -> list[int]:
     if len(box_yxyx_norm) != 4 or not all(math.isfinite(c) for c in box_yxyx_norm):
         raise TaskError(f"box {tuple(box_yxyx_norm)}: expected four finite numbers.")
-    return "".join(f"<loc{encode_coord(c):04d}>" for c in box_yxyx_norm)
+    return [encode_coord(c) for c in box_yxyx_norm]
+
+
+def _spell(bins: Sequence[int]) -> str:
+    return "".join(f"<loc{index:04d}>" for index in bins)
 
 
 def box_to_norm(box_xyxy_px: Sequence[float], size_hw: tuple[int, int]) -> BoxYxyxNorm:
@@ -56,15 +64,29 @@ def box_to_norm(box_xyxy_px: Sequence[float], size_hw: tuple[int, int]) -> BoxYx
 def box_to_tokens(box_xyxy_px: Sequence[float], size_hw: tuple[int, int]) -> str:
     """Left, top, right, bottom in pixels of the original picture -> four location tokens.
 
+    Parts outside of the picture are cut off. A side that is too short for two bins is widened by one bin, outwards on
+    the nearer edge: two equal tokens would read as no box at all.
+
     Raises:
-        TaskError: not four finite numbers, or a box without area (right <= left or bottom <= top).
+        TaskError: not four finite numbers, a box without area (right <= left or bottom <= top), or one that lies
+            outside of the picture.
     """
     box_yxyx_norm = box_to_norm(box_xyxy_px, size_hw)
-    tokens = loc_tokens(box_yxyx_norm)
-    x1, y1, x2, y2 = box_xyxy_px
+    bins = _bins(box_yxyx_norm)
+    y1, x1, y2, x2 = box_yxyx_norm
     if not (x2 > x1 and y2 > y1):
         raise TaskError(f"box {tuple(box_xyxy_px)} has no area: expected left < right and top < bottom in pixels.")
-    return tokens
+    if x2 <= 0 or y2 <= 0 or x1 >= 1 or y1 >= 1:
+        height, width = size_hw
+        raise TaskError(f"box {tuple(box_xyxy_px)} lies outside of the picture: expected pixels of {width}×{height}.")
+    for low, high in ((0, 2), (1, 3)):
+        if bins[low] == bins[high]:
+            upwards = (box_yxyx_norm[low] + box_yxyx_norm[high]) / 2 * (N_LOC - 1) >= bins[low]
+            if (upwards and bins[high] < N_LOC - 1) or bins[low] == 0:
+                bins[high] += 1
+            else:
+                bins[low] -= 1
+    return _spell(bins)
 
 
 def bins_to_box(bins_yxyx: Sequence[int], size_hw: tuple[int, int], *, divisor: int = DIVISOR) -> BoxXyxyPx:
