@@ -56,6 +56,7 @@ clean: ## remove environments and build outputs
 $(VENV)/.torch: constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else \
 	  f"Python {v.major}.{v.minor} is too old: 3.11 or newer is needed. make PYTHON=python3.12 …")'
+	@echo "Installing into $(VENV)/: a minute or two, torch first."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet $(TORCH)
 	@touch $@
