@@ -82,10 +82,9 @@ def _require_fit(config: PaliGemmaConfig, state: State) -> None:
     for name, shape in expected.items():
         if name not in state:
             raise CheckpointError(f"the state has no {name}: expected every parameter of the configuration.")
-        if state.spec(name).shape != shape:
-            raise CheckpointError(
-                f"{name} has shape {list(state.spec(name).shape)}: the configuration needs {list(shape)}."
-            )
+        have = state.spec(name).shape
+        if have != shape:
+            raise CheckpointError(f"{name} has shape {list(have)}: expected {list(shape)} for this configuration.")
     extra = [name for name in state if name not in expected]
     if extra:
         raise CheckpointError(f"the state holds {extra[0]}, which is no parameter of this configuration.")
