@@ -1,7 +1,36 @@
-"""Every file format to and from the native state dict: `identify`, `open_checkpoint`, `read`, `stream`, `write`."""
+"""Every file format to and from the native state dict.
+
+identify(path)            "hf", "npz", "adapter" or "pickle", judged by content
+read(path)                (PaliGemmaConfig, {native name: tensor})
+open_checkpoint(path)     the same, tensor by tensor
+write(path, config, state, format)
+convert, verify           from file to file; from file to verdict
+read_adapter, merge       PEFT LoRA
+resolve(name)             path, short name or hub id -> local path
+"""
 
 from paligemma.checkpoints.checkpoint import Checkpoint, open_checkpoint, read, stream
+from paligemma.checkpoints.convert import convert
+from paligemma.checkpoints.hub import commit_of, resolve
 from paligemma.checkpoints.identify import Format, identify
+from paligemma.checkpoints.lora import Adapter, merge, read_adapter
+from paligemma.checkpoints.verify import Verdict, verify
 from paligemma.checkpoints.write import write
 
-__all__ = ["Checkpoint", "Format", "identify", "open_checkpoint", "read", "stream", "write"]
+__all__ = [
+    "Adapter",
+    "Checkpoint",
+    "Format",
+    "Verdict",
+    "commit_of",
+    "convert",
+    "identify",
+    "merge",
+    "open_checkpoint",
+    "read",
+    "read_adapter",
+    "resolve",
+    "stream",
+    "verify",
+    "write",
+]

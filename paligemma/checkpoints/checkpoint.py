@@ -9,9 +9,8 @@ either known and listed with its reason or refused. After that only data are rea
 """
 
 import json
-import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -21,20 +20,19 @@ import torch
 from torch import Tensor
 
 from paligemma.checkpoints import big_vision, hugging_face, hugging_face_config
-from paligemma.checkpoints.files import Spec, TensorFile, as_dtype, is_float
-from paligemma.checkpoints.finite import require_finite
+from paligemma.checkpoints.files import Spec, TensorFile, is_float
+from paligemma.checkpoints.hub import hub_name
 from paligemma.checkpoints.identify import Format, identify, npz_in, refuse_pickle, split_subkey
 from paligemma.checkpoints.npz_io import NpzFile
 from paligemma.checkpoints.rules import POSITIONS, TABLE, Piece, match, native_shapes, rearrange, sizes_of
 from paligemma.checkpoints.safetensors_io import SafetensorsFiles
-from paligemma.checkpoints.state import State
+from paligemma.checkpoints.state import Progress, State
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import CheckpointError, ConfigError
 from paligemma.models.posemb import resample_position_embedding
 from paligemma.presets import N_TOKENS, RAW_GEMMA_ROWS
 
 NEW_ROW_STD = 0.02  # of rows appended to an embedding table; big_vision models/ppp/gemma.py `load`
-Progress = Callable[[int], None]  # called with the number of bytes just read
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,11 @@ class Checkpoint(State):
         shape = self.changes[name].shape if name in self.changes else piece.shape
         return Spec(shape, self._file.specs[piece.foreign].dtype)
 
+    @property
+    def file_specs(self) -> Mapping[str, Spec]:
+        """Shape and dtype of every tensor of the file, by its own names."""
+        return self._file.specs
+
     def source(self, name: str) -> str:
         """Where a native tensor comes from, in the file's own words, for messages."""
         piece = self._pieces[name]
@@ -99,24 +102,8 @@ class Checkpoint(State):
             return self.changes[name].apply(tensor).to(dtype or raw.dtype)
         return rearrange(raw, piece.dims, piece.native_dims, self._sizes, dtype=dtype)
 
-    def stream(
-        self, dtype: torch.dtype | str | None = None, *, check: bool = False, progress: Progress | None = None
-    ) -> Iterator[tuple[str, Tensor]]:
-        """Every (native name, tensor) once, in the order that walks through the file once.
-
-        Args:
-            dtype: None keeps what the file has.
-            check: refuse a tensor with NaN or Inf.
-            progress: called after each tensor with the bytes it takes in the file.
-        """
-        wanted = as_dtype(dtype)
-        for name in sorted(self._pieces, key=self._place):
-            tensor = self.get_as(name, wanted)
-            if check:
-                require_finite(tensor, f"{self.source(name)} ({name})")
-            yield name, tensor
-            if progress is not None:
-                progress(self.spec(name).n_bytes)
+    def reading_order(self) -> list[str]:
+        return sorted(self._pieces, key=self._place)
 
     def _place(self, name: str) -> tuple[tuple[int, int], tuple[int, ...]]:
         piece = self._pieces[name]
@@ -284,7 +271,7 @@ def _open_hf(path: Path, config: PaliGemmaConfig | None, strict: bool) -> Checkp
             head = hugging_face.check_head(file, names, is_tied=is_tied, where=str(path))
             dropped[names[hugging_face.HEAD_NAME]] = head
         _require_floats(file, used)
-        config = replace(config, name=_hub_name(folder) or config.name)
+        config = replace(config, name=hub_name(folder) or config.name)
         return Checkpoint(path, "hf", file, config, pieces, dropped, hugging_face.layout_of(file.specs) or "mixed")
     except BaseException:
         file.close()
@@ -309,12 +296,6 @@ def _require_floats(file: TensorFile, used: set[str]) -> None:
                 f"{file.where(name)}: {name} holds {file.specs[name].dtype}: expected floating "
                 "point. Quantised weights of other packages cannot be read; take the original checkpoint."
             )
-
-
-def _hub_name(folder: Path) -> str:
-    """ "google/paligemma2-3b-pt-224@<commit>" for a folder of the Hugging Face cache, else the empty string."""
-    found = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]{7,40})$", str(folder.absolute()))
-    return f"{found[1].replace('--', '/')}@{found[2]}" if found else ""
 
 
 def read(

@@ -48,12 +48,13 @@ class Delta:
 
     def apply(self, weight: Tensor) -> Tensor:
         """The merged weight in float32."""
-        update = self.scale * (self.b.float().flatten(1) @ self.a.float().flatten(1))
+        update: Tensor = self.scale * (self.b.float().flatten(1) @ self.a.float().flatten(1))
         merged = weight.float() + (update.T if self.is_embedding else update.reshape(weight.shape))
         if self.magnitude is None:
             return merged
         norms = torch.linalg.vector_norm(merged, dim=1)
-        return merged * (self.magnitude.float().reshape(-1) / norms)[:, None]
+        scaled: Tensor = merged * (self.magnitude.float().reshape(-1) / norms)[:, None]
+        return scaled
 
 
 @dataclass(frozen=True)
@@ -265,7 +266,13 @@ class Merged(State):
         if delta is None and replaced is None:
             return self._base.get_as(name, dtype)
         tensor = replaced if replaced is not None else self._base.get_as(name, None)
-        return (delta.apply(tensor) if delta is not None else tensor).to(wanted)
+        return (tensor if delta is None else delta.apply(tensor)).to(wanted)
+
+    def source(self, name: str) -> str:
+        return self._base.source(name)
+
+    def reading_order(self) -> list[str]:
+        return self._base.reading_order()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._base)
