@@ -14,6 +14,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # A phrase of what each example prints; an example without an entry here fails the test below.
 SAYS = {
     "demo": "answers, as pictures, in",
+    "export_coco": "annotations on 3 pictures",
     "likelihoods": "log p('yes')",
     "many_pictures": "ring",
     "masks": "of the picture, score",
