@@ -103,13 +103,11 @@ def _download(repo_id: str, revision: str | None, cache_dir: str | Path | None, 
             "name a local folder."
         ) from None
     except Exception as error:  # the HTTP library behind the client has failures of its own, which change with it
-        raise HubError(
-            f"{repo_id} could not be downloaded ({_reason(error)}). Try again, or name a local folder."
-        ) from error
+        raise HubError(f"{repo_id} could not be downloaded ({_reason(error)}). Try again or name a folder.") from error
     if not any(path.name.endswith(_WEIGHTS) or ".npz.part" in path.name for path in folder.iterdir()):
         raise HubError(
-            f"{repo_id} holds no safetensors and no .npz: expected weights that can be read without running code "
-            f"(pickles are never downloaded). See {page} for another revision."
+            f"{repo_id} holds no safetensors and no .npz: expected weights that no code needs to "
+            f"run for (pickles are never downloaded). See {page} for another revision."
         )
     return folder
 

@@ -94,11 +94,9 @@ def _size_problems(checkpoint: Checkpoint) -> list[str]:
     stated = hugging_face.read_json(index).get("metadata", {}).get("total_size")
     # Some releases count a tied head once more than the shards hold it: only a shortfall is a fault.
     have = sum(spec.n_bytes for spec in checkpoint.file_specs.values())
-    return (
-        [f"{index}: total_size is {stated:,}, but the shards hold only {have:,} bytes"]
-        if stated and have < stated
-        else []
-    )
+    if not stated or have >= stated:
+        return []
+    return [f"{index}: total_size is {stated:,}, but the shards hold only {have:,} bytes"]
 
 
 def _hash_problems(files: list[Path]) -> list[str]:
@@ -106,9 +104,7 @@ def _hash_problems(files: list[Path]) -> list[str]:
     for path in files:
         expected = _expected_sha256(path)
         if expected and sha256_of(path) != expected:
-            problems.append(
-                f"{path}: its sha256 is not {expected[:12]}…: the file was changed or damaged after it was written"
-            )
+            problems.append(f"{path}: its sha256 is not {expected[:12]}…: the file was changed or damaged")
     return problems
 
 

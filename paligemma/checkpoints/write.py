@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paligemma.checkpoints import big_vision, hugging_face, hugging_face_config
+from paligemma.checkpoints import big_vision, hugging_face, hugging_face_files
 from paligemma.checkpoints.files import DTYPES, Spec, as_dtype, dtype_name
 from paligemma.checkpoints.finite import require_finite
+from paligemma.checkpoints.hugging_face_config import difference
 from paligemma.checkpoints.npz_io import NpzWriter
 from paligemma.checkpoints.rules import NATIVE, TABLE, depth_of, native_shapes, rearrange, shape_of, sizes_of
 from paligemma.checkpoints.safetensors_io import SafetensorsWriter, plan_shards, shard_names
@@ -191,9 +192,9 @@ def _write_hf(
         staged.open(SUMS).write("".join(sums).encode())
         for path in beside:
             staged.open(path.name).write(path.read_bytes())
-        _put_json(staged, "generation_config.json", hugging_face_config.generation_json(config))
-        _put_json(staged, "preprocessor_config.json", hugging_face_config.preprocessor_json(config))
-        _put_json(staged, "config.json", hugging_face_config.to_json(config, dtype_name(source.dtype)))
+        _put_json(staged, "generation_config.json", hugging_face_files.generation_json(config))
+        _put_json(staged, "preprocessor_config.json", hugging_face_files.preprocessor_json(config))
+        _put_json(staged, "config.json", hugging_face_files.to_json(config, dtype_name(source.dtype)))
         staged.commit()
     for path in stale:  # shards of the checkpoint that stood here before
         if path.name not in names and not (len(shards) > 1 and path.name.endswith(".index.json")):
@@ -250,5 +251,5 @@ def _choices(config: PaliGemmaConfig, arrays: Mapping[str, Spec]) -> bytes:
     """What a reader could not infer from the shapes, as JSON; empty when it can infer everything."""
     tree = big_vision.Tree({name: name for name in arrays}, arrays)
     inferred = big_vision.infer_config(tree, "npz")
-    block = hugging_face_config.difference(config.to_dict(), inferred.to_dict())
+    block = difference(config.to_dict(), inferred.to_dict())
     return json.dumps(block).encode() if block else b""
