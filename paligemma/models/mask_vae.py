@@ -9,8 +9,8 @@ this module loads it, narrower ones, and writes both back. Sources: big_vision p
 
 import io
 import os
-import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -218,20 +218,26 @@ class MaskVae(nn.Module):
         return model.eval()
 
     def to_npz(self, path: str | Path, dtype: Literal["float32", "float16"] = "float32") -> None:
-        """Write the layout of `vae-oid.npz`; nothing half-written ever stands under the final name."""
+        """Write the layout of `vae-oid.npz`; nothing half-written ever stands under the final name.
+
+        Raises:
+            CheckpointError: no space, or a folder that does not exist or cannot be written.
+        """
         path = Path(path)
         arrays = {
             name: tensor.detach().float().cpu().numpy().astype(dtype) for name, tensor in self.state_dict().items()
         }
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-            os.chmod(part, 0o644)  # mkstemp makes files that only their owner may read
+            with open(part, "wb") as file:
+                np.savez(file, **arrays)
             os.replace(part, path)
-        except BaseException:
-            os.unlink(part)
-            raise
+        except OSError as e:
+            raise CheckpointError(
+                f"{path} cannot be written ({e.strerror or e}): expected a folder with space in it."
+            ) from e
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def _name(source: str | Path | BinaryIO) -> str:
@@ -258,7 +264,7 @@ def _read_npz(source: str | Path | BinaryIO) -> dict[str, NDArray[np.float32]]:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             raw = {name: np.asarray(file[name]) for name in file.files if name not in _IGNORED}
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError) as e:
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError) as e:
         raise CheckpointError(f"{where} is damaged ({e}): {expected}. Fetch it anew.") from e
     for name, array in raw.items():
         if array.dtype.kind != "f":
