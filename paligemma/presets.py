@@ -51,7 +51,7 @@ TINY_N_PIECES = 768  # SentencePiece pieces of the embedded tokenizer before the
 TINY = PaliGemmaConfig(
     vision=VisionConfig(width=192, depth=6, mlp_dim=768, n_heads=6, resolution=112, patch_size=14),
     text=TextConfig(
-        width=160, depth=4, mlp_dim=480, n_heads=5, n_kv_heads=1, head_dim=32, vocab_size=TINY_N_PIECES + 1152,
+        width=128, depth=4, mlp_dim=384, n_heads=4, n_kv_heads=2, head_dim=32, vocab_size=TINY_N_PIECES + 1152,
         post_norms=True, query_pre_attn_scalar=32, attn_logits_softcap=50.0, final_logits_softcap=30.0,
     ),
     tokens=TokenConfig(

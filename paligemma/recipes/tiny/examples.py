@@ -1,0 +1,164 @@
+"""Training examples of the picture world, drawn without end and the same again from the same step."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from paligemma.config import PaliGemmaConfig
+from paligemma.data.world import Question, Rendering, Scene, World, ask, render, sample_scene
+from paligemma.data.world.questions import ask_everything
+from paligemma.models.mask_vae import MaskVae
+from paligemma.processing.image import to_pixels
+from paligemma.processing.tokenizer import Tokenizer
+from paligemma.tasks.coords import box_to_tokens
+from paligemma.tasks.masks import crop_mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleOptions:
+    """What a training step sees.
+
+    `plain_share` of the pictures are plain, the rest full; each is asked `n_questions`, of which `everything_share`
+    list all that is in it (the held-out prompts do). Text beyond `max_text` tokens is cut.
+    """
+
+    n_images: int = 32
+    n_questions: int = 6
+    plain_share: float = 0.45
+    everything_share: float = 0.25
+    max_text: int = 176
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A group of questions of similar length: `image[i]` is the picture that row i asks about."""
+
+    image: Tensor  # int64[B]
+    tokens: Tensor  # int64[B, T], text only
+    mask_ar: Tensor  # int64[B, T]
+    mask_input: Tensor  # bool[B, T]
+    mask_loss: Tensor  # bool[B, T]
+
+
+@dataclass(frozen=True)
+class Step:
+    pixels: Tensor  # float32[I, 3, R, R]
+    groups: tuple[Rows, ...]
+
+
+class WorldSteps(IterableDataset[Step]):
+    """Steps from `first_step` on; step n depends only on the seed and n, whichever worker draws it."""
+
+    def __init__(
+        self, config: PaliGemmaConfig, tokenizer_path: str, vae_path: str, options: ExampleOptions, first_step: int = 0
+    ) -> None:
+        self.config, self.options, self.first_step = config, options, first_step
+        self.tokenizer_path, self.vae_path = tokenizer_path, vae_path
+
+    def __iter__(self) -> Iterator[Step]:
+        torch.set_num_threads(1)
+        worker = torch.utils.data.get_worker_info()
+        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        writer = SuffixWriter(
+            Tokenizer.from_file(self.tokenizer_path, self.config.tokens), MaskVae.from_npz(self.vae_path).eval()
+        )
+        step = self.first_step + offset
+        while True:
+            yield draw_step(self.config, writer, self.options, step)
+            step += stride
+
+
+class SuffixWriter:
+    """Questions -> prefix and suffix ids; the masks of a whole step are encoded in one batch."""
+
+    def __init__(self, tokenizer: Tokenizer, vae: MaskVae) -> None:
+        self.tokenizer, self.vae = tokenizer, vae
+
+    @torch.no_grad()
+    def __call__(self, asked: list[tuple[Scene, Rendering, Question]]) -> list[tuple[list[int], list[int]]]:
+        crops: list[NDArray[np.float32]] = []
+        for _, drawn, question in asked:
+            if question.task == "segment":
+                crops += [_crop(drawn, i) for _, i in question.answer]  # type: ignore[misc]
+        codes = iter(self.vae.encode(torch.from_numpy(np.stack(crops))).tolist() if crops else [])
+        tokens = self.tokenizer.tokens
+        rows = []
+        for scene, drawn, question in asked:
+            prefix = [tokens.bos, *self.tokenizer.encode(question.prefix), *self.tokenizer.encode("\n")]
+            if isinstance(question.answer, str):
+                suffix = self.tokenizer.encode(question.answer)
+            else:
+                parts = []
+                for label, i in question.answer:
+                    entry = box_to_tokens(drawn.boxes_xyxy_px[i], scene.size_hw)
+                    if question.task == "segment":
+                        entry += " " + "".join(f"<seg{code:03d}>" for code in next(codes))
+                    parts.append(f"{entry} {label}")
+                suffix = self.tokenizer.encode(" ; ".join(parts))
+            rows.append((prefix, [*suffix, tokens.eos]))
+        return rows
+
+
+def _crop(drawn: Rendering, i: int) -> NDArray[np.float32]:
+    x1, y1, x2, y2 = drawn.boxes_xyxy_px[i]
+    h, w = drawn.masks[i].shape
+    crop: NDArray[np.float32] = crop_mask(drawn.masks[i], (y1 / h, x1 / w, y2 / h, x2 / w))
+    return crop
+
+
+def draw_step(config: PaliGemmaConfig, writer: SuffixWriter, options: ExampleOptions, step: int) -> Step:
+    """Everything that one optimiser step sees."""
+    rng = np.random.default_rng([options.seed, step])
+    pixels, asked, image = [], [], []
+    for i in range(options.n_images):
+        world: World = "plain" if rng.random() < options.plain_share else "full"
+        scene = sample_scene(int(rng.integers(2**48)), world)
+        drawn = render(scene)
+        pixels.append(to_pixels(drawn.image, config.vision.resolution, config.processing.resize))
+        n_all = int(rng.binomial(options.n_questions, options.everything_share))
+        questions = [ask_everything(scene, drawn, rng) for _ in range(n_all)]
+        questions += ask(scene, drawn, rng, options.n_questions - n_all)
+        asked += [(scene, drawn, question) for question in questions]
+        image += [i] * len(questions)
+    rows = list(zip(image, writer(asked), strict=True))
+    rows.sort(key=lambda row: len(row[1][0]) + len(row[1][1]))
+    # Rows of like length share a group, so that little is spent on padding; the longest few stand alone.
+    bounds = [round(len(rows) * share) for share in (0, 0.5, 0.75, 0.92, 1)]
+    groups = [rows[a:b] for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+    return Step(torch.stack([torch.as_tensor(p) for p in pixels]), tuple(_rows(g, options.max_text) for g in groups))
+
+
+def _rows(rows: list[tuple[int, tuple[list[int], list[int]]]], max_text: int) -> Rows:
+    # Lengths in steps of 8: a compiled model meets few shapes.
+    length = min(max_text, -(-max(len(p) + len(s) for _, (p, s) in rows) // 8) * 8)
+    values: dict[str, NDArray[Any]] = {
+        "tokens": np.zeros((len(rows), length), np.int64),
+        "mask_ar": np.ones((len(rows), length), np.int64),
+        "mask_input": np.zeros((len(rows), length), bool),
+        "mask_loss": np.zeros((len(rows), length), bool),
+    }
+    for r, (_, (prefix, suffix)) in enumerate(rows):
+        ids = (prefix + suffix)[:length]
+        n = len(ids)
+        values["tokens"][r, :n] = ids
+        values["mask_ar"][r, : len(prefix)] = 0
+        values["mask_input"][r, :n] = True
+        values["mask_loss"][r, len(prefix) : n] = True
+    return Rows(
+        image=torch.tensor([i for i, _ in rows]), **{name: torch.from_numpy(value) for name, value in values.items()}
+    )
+
+
+def to_device(step: Step, device: torch.device) -> Step:
+    groups = tuple(
+        Rows(**{f.name: getattr(g, f.name).to(device) for f in dataclasses.fields(Rows)}) for g in step.groups
+    )
+    return Step(step.pixels.to(device), groups)

@@ -1,0 +1,232 @@
+"""Stage 3: the model itself, taught from nothing on drawn pictures.
+
+A short loop, on purpose: one optimiser, one cosine, an average of the weights, and a state file from which an
+interrupted run goes on with the very next step. What is particular to this recipe:
+
+- location tokens are learned as places, not as names: their target is spread over neighbouring bins (`loc_sigma`, in
+  bins, shrinking over the run) and their embeddings start as smooth functions of the coordinate;
+- several questions share one run of the image tower;
+- the attention cap is off at first and acts only in the last part of the run: its float32 tanh is a quarter of a CPU
+  step, and scores far below the cap of 50 hardly feel it.
+"""
+
+import copy
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paligemma.config import PaliGemmaConfig
+from paligemma.models.init import init_weights
+from paligemma.models.paligemma import PaliGemmaModel
+from paligemma.recipes.tiny.examples import ExampleOptions, Rows, Step, WorldSteps, to_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    steps: int = 6_000
+    lr: float = 1.5e-3
+    warmup: int = 200
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip_norm: float = 1.0
+    ema: float = 0.998
+    loc_sigma: tuple[float, float] = (12.0, 2.0)  # bins of 1/1023 of a side, at the start and at the end
+    caps_from: float = 0.85  # share of the run after which the attention cap acts
+    compile: bool = False
+    workers: int = 1
+    save_minutes: float = 10.0
+    seed: int = 0
+
+
+def train(
+    config: PaliGemmaConfig,
+    work: Path,
+    options: TrainOptions,
+    examples: ExampleOptions,
+    *,
+    device: torch.device | str = "cpu",
+    start_from: dict[str, Tensor] | None = None,
+    minutes: float = math.inf,
+) -> bool:
+    """Train until `options.steps`, or for `minutes`; state and averaged weights land in `work`.
+
+    The cosine follows steps, so an interrupted run and an undisturbed one see the same learning rates.
+
+    Args:
+        start_from: native weights to begin with in place of random ones (teaching an existing model further).
+
+    Returns:
+        Whether the run is finished.
+    """
+    device = torch.device(device)
+    torch.manual_seed(options.seed)
+    model = PaliGemmaModel(config)
+    init_weights(model, torch.Generator().manual_seed(options.seed), zero_projector=False)
+    smooth_location_rows(model)
+    if start_from is not None:
+        model.load_state_dict(start_from)
+    model.to(device)
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(_groups(model, options), lr=options.lr, betas=options.betas, fused=True)
+    step = 0
+    state_path = work / "state.pt"
+    if state_path.exists():
+        # Our own file, written below; weights_only keeps it to tensors and plain values.
+        state = torch.load(state_path, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = state["step"]
+        print(f"going on from step {step}", flush=True)
+    if options.compile:
+        for blocks in (model.vision.blocks, model.text.blocks):
+            for block in blocks:
+                block.compile(dynamic=True)
+    first, started = step, time.monotonic()
+    saved = started
+    seen: dict[str, float] = {}
+    for batch in _steps(config, work, examples, options, step):
+        if step >= options.steps or time.monotonic() - started > 60 * minutes:
+            break
+        done = step / options.steps
+        set_attention_cap(model, config if done >= options.caps_from else None)
+        lr = options.lr * min(1.0, (step + 1) / options.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        start, end = options.loc_sigma
+        sigma = start * (end / start) ** done
+        sums = step_loss(model, to_device(batch, device), sigma)
+        optimizer.zero_grad(set_to_none=True)
+        sums["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
+        optimizer.step()
+        step += 1
+        decay = min(options.ema, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        for name, value in sums.items():
+            seen[name] = 0.98 * seen.get(name, value.item()) + 0.02 * value.item()
+        if step % 25 == 0:
+            rate = examples.n_images * (step - first) / (time.monotonic() - started)
+            told = " ".join(f"{name} {value:.3f}" for name, value in seen.items())
+            print(f"step {step} lr {lr:.2e} sigma {sigma:.1f} {told} {rate:.0f} pictures/s", flush=True)
+        if time.monotonic() - saved > 60 * options.save_minutes:
+            _save(work, model, average, optimizer, step, options)
+            saved = time.monotonic()
+    _save(work, model, average, optimizer, step, options)
+    return step >= options.steps
+
+
+def step_loss(model: PaliGemmaModel, step: Step, sigma: float) -> dict[str, Tensor]:
+    """Weighted mean over the supervised tokens of all groups; also the plain means of places, masks and words.
+
+    A token of a suffix of n weighs n^-0.5: by tokens alone, captions and masks would drown the one-word answers; by
+    examples alone, the answers would drown the masks.
+    """
+    tokens = model.config.tokens
+    kinds: dict[str, list[Tensor]] = {"loc": [], "seg": [], "text": []}
+    total = weight_sum = torch.zeros((), device=step.pixels.device)
+    with torch.autocast(step.pixels.device.type, torch.bfloat16):
+        embeds = model.embed_image(step.pixels)
+        for rows in step.groups:
+            logits, targets = _predict(model, embeds, rows)
+            weights = rows.mask_loss.sum(dim=1, keepdim=True).float().rsqrt().expand_as(rows.mask_loss)[rows.mask_loss]
+            is_loc = (targets >= tokens.loc_start) & (targets < tokens.loc_start + tokens.n_loc)
+            losses = F.cross_entropy(logits, targets, reduction="none")
+            places = place_loss(logits[is_loc], targets[is_loc] - tokens.loc_start, tokens.loc_start, sigma)
+            losses = losses.masked_scatter(is_loc, places)
+            total, weight_sum = total + (losses * weights).sum(), weight_sum + weights.sum()
+            is_seg = targets >= tokens.seg_start
+            for kind, chosen in (("loc", is_loc), ("seg", is_seg), ("text", ~is_loc & ~is_seg)):
+                kinds[kind].append(losses.detach()[chosen])
+    means = {kind: torch.cat(values).mean() for kind, values in kinds.items() if sum(v.numel() for v in values)}
+    return {"loss": total / weight_sum.clamp_min(1e-6), **means}
+
+
+def place_loss(logits: Tensor, bins: Tensor, loc_start: int, sigma: float) -> Tensor:
+    """Cross-entropy against a normal curve of `sigma` bins around the true bin, minus that curve's entropy.
+
+    A miss by two bins costs little and by two hundred much, which plain cross-entropy does not know. Without the
+    entropy, 0 is perfect at every sigma.
+    """
+    place = torch.arange(1024, device=bins.device, dtype=torch.float32)
+    target = torch.softmax(-((place - bins[:, None].float()) ** 2) / (2 * sigma**2), dim=-1)
+    logp = F.log_softmax(logits.float(), dim=-1)[:, loc_start : loc_start + 1024]
+    entropy = torch.special.entr(target).sum(dim=-1)
+    return -(target * logp).sum(dim=-1) - entropy
+
+
+def _predict(model: PaliGemmaModel, embeds: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    n, length = rows.tokens.shape
+    n_image = embeds.shape[1]
+    keep = F.pad(rows.mask_loss[:, 1:], (n_image, 1))
+    logits = model(
+        F.pad(rows.tokens, (n_image, 0)),
+        mask_image=F.pad(torch.zeros_like(rows.mask_loss), (n_image, 0), value=True),
+        mask_ar=F.pad(rows.mask_ar, (n_image, 0)),
+        mask_input=F.pad(rows.mask_input, (n_image, 0), value=True),
+        image_embeds=embeds[rows.image],
+        keep=keep,
+    )
+    return logits, rows.tokens[rows.mask_loss]
+
+
+@torch.no_grad()
+def smooth_location_rows(model: PaliGemmaModel) -> None:
+    """Start the 1,024 location rows as waves of the coordinate: neighbours begin alike."""
+    tokens, table = model.config.tokens, model.text.embedding.weight
+    width = table.shape[1]
+    place = torch.linspace(0, 1, tokens.n_loc)[:, None]
+    frequency = torch.exp(torch.linspace(math.log(0.5), math.log(24.0), width // 2))
+    waves = torch.cat([torch.sin(2 * math.pi * frequency * place), torch.cos(2 * math.pi * frequency * place)], dim=1)
+    table[tokens.loc_start : tokens.loc_start + tokens.n_loc, : waves.shape[1]] = waves * width**-0.5
+
+
+def set_attention_cap(model: PaliGemmaModel, config: PaliGemmaConfig | None) -> None:
+    """The attention cap of a configuration, or none."""
+    for block in model.text.blocks:
+        block.attn.softcap = config.text.attn_logits_softcap if config else None
+
+
+def _groups(model: PaliGemmaModel, options: TrainOptions) -> list[dict[str, Any]]:
+    matrices = [p for name, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in name]
+    rest = [p for name, p in model.named_parameters() if p.ndim < 2 or "embedding" in name]
+    return [{"params": matrices, "weight_decay": options.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def _steps(
+    config: PaliGemmaConfig, work: Path, examples: ExampleOptions, options: TrainOptions, first: int
+) -> Iterator[Step]:
+    source = WorldSteps(config, str(work / "tokenizer.model"), str(work / "mask_vae.npz"), examples, first)
+    loader = torch.utils.data.DataLoader(
+        source, batch_size=None, num_workers=options.workers, prefetch_factor=8 if options.workers else None
+    )
+    return iter(loader)
+
+
+def _save(
+    work: Path,
+    model: PaliGemmaModel,
+    average: PaliGemmaModel,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    options: TrainOptions,
+) -> None:
+    state = {
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+        "options": asdict(options),
+    }
+    part = work / "state.pt.part"
+    torch.save(state, part)
+    os.replace(part, work / "state.pt")
+    print(f"saved step {step}", flush=True)
