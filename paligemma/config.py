@@ -23,7 +23,9 @@ Beams = Literal["bv", "hf"]
 def _one_of(owner: str, name: str, value: str, allowed: Any) -> None:
     if value not in get_args(allowed):
         choices = ", ".join(get_args(allowed))
-        raise ConfigError(f"{owner}.{name}={value!r}: expected one of {choices}.{nearest(str(value), get_args(allowed))}")
+        raise ConfigError(
+            f"{owner}.{name}={value!r}: expected one of {choices}.{nearest(str(value), get_args(allowed))}"
+        )
 
 
 def _positive(owner: object, *names: str) -> None:
@@ -50,7 +52,9 @@ class VisionConfig:
         if self.width % self.n_heads:
             raise ConfigError(f"VisionConfig.n_heads={self.n_heads} does not divide width={self.width}.")
         if self.resolution < self.patch_size:
-            raise ConfigError(f"VisionConfig.resolution={self.resolution} is smaller than one patch of {self.patch_size}.")
+            raise ConfigError(
+                f"VisionConfig.resolution={self.resolution} is smaller than one patch of {self.patch_size}."
+            )
 
     @property
     def head_dim(self) -> int:
@@ -82,7 +86,9 @@ class TextConfig:
     head_dim: int  # given, never derived: width // n_heads is wrong for Gemma 2
     vocab_size: int
     post_norms: bool  # Gemma 2: norms on both sides of attention and MLP
-    query_pre_attn_scalar: float  # queries are scaled by this to the power -0.5; 27B: 144 = width / n_heads, not head_dim
+    query_pre_attn_scalar: (
+        float  # queries are scaled by this to the power -0.5; 27B: 144 = width / n_heads, not head_dim
+    )
     attn_logits_softcap: float | None = None  # Gemma 2: 50
     final_logits_softcap: float | None = None  # Gemma 2: 30; a transfer recipe may turn it off
     sliding_window: int | None = None  # hf PaliGemma 2: 4096 on layers 0, 2, 4, …; bv: none

@@ -165,4 +165,6 @@ def _cached_span(query: Span, cache: KVCache) -> Span:
     block = torch.full_like(position, -1)
     slots = torch.arange(n_new, device=position.device) + before
     block = block.index_copy(1, slots, query.block)
-    return Span(block=block, valid=valid, segment=query.segment.amax(dim=1, keepdim=True).expand_as(position), position=position)
+    return Span(
+        block=block, valid=valid, segment=query.segment.amax(dim=1, keepdim=True).expand_as(position), position=position
+    )

@@ -174,9 +174,7 @@ class PaliGemmaModel(nn.Module):
         return self.extend(tokens[:, None], cache)[:, 0]
 
 
-def make_span(
-    mask_ar: Tensor, mask_input: Tensor | None, segment_ids: Tensor | None, positions: Tensor | None
-) -> Span:
+def make_span(mask_ar: Tensor, mask_input: Tensor | None, segment_ids: Tensor | None, positions: Tensor | None) -> Span:
     """Fill in the defaults of a row: all tokens real, one example, positions counting real tokens from 0."""
     valid = torch.ones_like(mask_ar, dtype=torch.bool) if mask_input is None else mask_input.bool()
     if positions is None:

@@ -34,9 +34,7 @@ def draw_crops(n: int, seed: int) -> Tensor:
     return torch.from_numpy(np.stack(crops[:n]))
 
 
-def train_mask_vae(
-    path: Path, *, n_crops: int = 12_000, steps: int = 3_000, batch: int = 96, seed: int = 0
-) -> float:
+def train_mask_vae(path: Path, *, n_crops: int = 12_000, steps: int = 3_000, batch: int = 96, seed: int = 0) -> float:
     """Train, write `path` (the official npz layout, narrower), and return the mean IoU on unseen crops."""
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
