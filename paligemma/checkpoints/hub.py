@@ -99,8 +99,8 @@ def _download(repo_id: str, revision: str | None, cache_dir: str | Path | None, 
     except errors.LocalEntryNotFoundError as error:
         raise HubError(
             f"{repo_id}{f' at {revision}' if revision else ''} is not complete in the local cache, and the hub was "
-            f"not reached ({_reason(error)}): expected a connection or a cached download. Connect, unset HF_HUB_OFFLINE, or "
-            "name a local folder."
+            f"not reached ({_reason(error)}): expected a connection or a cached download. "
+            "Connect, unset HF_HUB_OFFLINE, or name a local folder."
         ) from None
     except Exception as error:  # the HTTP library behind the client has failures of its own, which change with it
         raise HubError(f"{repo_id} could not be downloaded ({_reason(error)}). Try again or name a folder.") from error

@@ -16,7 +16,7 @@ from paligemma.checkpoints.safetensors_io import SafetensorsFiles
 from paligemma.checkpoints.write import SUMS
 from paligemma.errors import CheckpointError
 
-Progress = Callable[[int], None]
+Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,10 @@ def verify(path: str | Path, *, strict: bool = True, progress: Progress | None =
         CheckpointError: so damaged or incomplete that it cannot even be opened; PickleRefused for a pickle.
     """
     if identify(path) == "adapter":
-        return _verify_adapter(Path(path), progress)
+        return _verify_adapter(Path(path))
     with open_checkpoint(path, strict=strict) as checkpoint:
         problems = _size_problems(checkpoint) + _hash_problems(_files(checkpoint))
+        done = 0
         for name in checkpoint:
             try:
                 found = describe_nonfinite(checkpoint[name])
@@ -55,15 +56,16 @@ def verify(path: str | Path, *, strict: bool = True, progress: Progress | None =
             else:
                 if found:
                     problems.append(f"{checkpoint.source(name)} ({name}) holds {found}")
+            done += checkpoint.spec(name).n_bytes
             if progress is not None:
-                progress(checkpoint.spec(name).n_bytes)
+                progress(done, checkpoint.n_bytes)
         checked = ["names and shapes", "file sizes", "finite values"]
         checked.append("checksums of arrays" if checkpoint.format == "npz" else _hash_kind(_files(checkpoint)))
         n_values = sum(checkpoint.spec(name).n_values for name in checkpoint)
         return Verdict(str(path), len(checkpoint), n_values, tuple(filter(None, checked)), tuple(problems))
 
 
-def _verify_adapter(folder: Path, progress: Progress | None) -> Verdict:
+def _verify_adapter(folder: Path) -> Verdict:
     parse_adapter_config(folder)
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
@@ -71,12 +73,10 @@ def _verify_adapter(folder: Path, progress: Progress | None) -> Verdict:
     file = SafetensorsFiles([weights])
     try:
         problems = _hash_problems([weights])
-        for name, spec in file.specs.items():
+        for name in file.specs:
             found = describe_nonfinite(file.read(name))
             if found:
                 problems.append(f"{weights}: {name} holds {found}")
-            if progress is not None:
-                progress(spec.n_bytes)
         n_values = sum(spec.n_values for spec in file.specs.values())
         return Verdict(str(folder), len(file.specs), n_values, ("file sizes", "finite values"), tuple(problems))
     finally:
