@@ -113,22 +113,26 @@ def spot_for_tag(
     wishes += [(x, y) for x in (right, left - width) for y in lines_up]
     wishes += [(left, y) for y in range(top + height, bottom - height, height)]
     wishes += [(left, y) for n in (2, 3) for y in (top - n * height, bottom + (n - 1) * height)]
-    best, best_cost = (0, 0, width, height), math.inf
-    for rank, (x, y) in enumerate(wishes):
-        inside_x, inside_y = min(max(x, 0), canvas_wh[0] - width), min(max(y, 0), canvas_wh[1] - height)
-        spot = (inside_x, inside_y, inside_x + width, inside_y + height)
-        moved = (abs(inside_x - x) + abs(inside_y - y)) / height
-        hidden = sum(_shared(spot, other) for other in taken) / (width * height)
-        covered = sum(_shared(spot, o) / min(area(o), width * height) for o in others if area(o) < 4 * area(box))
-        cost = 20 * hidden + 0.5 * covered + 0.3 * moved + 0.03 * rank
-        if cost < best_cost:
-            best, best_cost = spot, cost
-    return best
+
+    wished = np.array(wishes)
+    corner = np.clip(wished, 0, np.array(canvas_wh) - tag_wh)
+    spots = np.concatenate([corner, corner + tag_wh], axis=1)
+    near = np.array([other for other in others if area(other) < 4 * area(box)]).reshape(-1, 4)
+    near_area = np.prod(near[:, 2:] - near[:, :2], axis=1)
+    cost = 20 * _shared(spots, np.array(taken).reshape(-1, 4)).sum(axis=1) / (width * height)
+    cost += 0.5 * (_shared(spots, near) / np.minimum(near_area, width * height)).sum(axis=1)
+    cost += 0.3 * np.abs(corner - wished).sum(axis=1) / height + 0.03 * np.arange(len(wishes))
+    x0, y0, x1, y1 = spots[np.argmin(cost)].tolist()
+    return x0, y0, x1, y1
+
+
+def _shared(a: NDArray[np.int_], b: NDArray[np.int_]) -> NDArray[np.int_]:
+    """Area that each of n boxes shares with each of m boxes, [n, m]."""
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    shared: NDArray[np.int_] = np.prod(np.clip(high - low, 0, None), axis=2)
+    return shared
 
 
 def area(box: Rect) -> int:
     return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def _shared(a: Rect, b: Rect) -> int:
-    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
