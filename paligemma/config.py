@@ -193,7 +193,8 @@ class PaliGemmaConfig:
         for key, value in values.items():
             part = parts.get(key)
             known[key] = _build(part, value, key) if part else value
-        return _build(cls, known, "config")
+        config: PaliGemmaConfig = _build(cls, known, "config")
+        return config
 
 
 def _build(cls: Any, values: dict[str, Any], where: str) -> Any:

@@ -15,8 +15,10 @@ back, except among tokens of one block.
 
 # B batch · T queries · S keys · N query heads · K key/value heads · G = N / K · H head_dim
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -103,12 +105,17 @@ def attention(
         rows = max(1, MAX_SCORES // (B * K * S))
         out = torch.cat(
             [
-                _capped(q[:, :, i : i + rows], k_BKSH, v_BKSH, None if mask is None else mask[:, :, i : i + rows], scale, softcap)
-                for i in range(0, q.shape[2], rows)
+                _capped(part, k_BKSH, v_BKSH, part_mask, scale, softcap)
+                for part, part_mask in zip(q.split(rows, 2), _split_mask(mask, rows), strict=False)
             ],
             dim=2,
-        )  # fmt: skip
+        )
     return out.reshape(B, N, T, H)
+
+
+def _split_mask(mask: Tensor | None, rows: int) -> Iterable[Tensor | None]:
+    # A mask of one row speaks for every query of a single decode step.
+    return repeat(mask) if mask is None or mask.shape[2] == 1 else mask.split(rows, 2)
 
 
 def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
@@ -122,7 +129,7 @@ def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, 
 def flex_attention(
     q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, *, mask: Tensor | None, scale: float, softcap: float
 ) -> Tensor:
-    """The same numbers through torch's FlexAttention, which fuses the cap; compiled on CUDA, eager elsewhere (tests)."""
+    """The same numbers through torch's FlexAttention, which fuses the cap; compiled on CUDA only."""
 
     def cap(score: Tensor, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return softcap * torch.tanh(score / softcap)
@@ -130,7 +137,7 @@ def flex_attention(
     flex, create_block_mask = _flex(q_BNTH.is_cuda)
     block_mask = None
     if mask is not None:
-        (B, _, T, H), S = q_BNTH.shape, k_BKSH.shape[2]
+        B, T, S = q_BNTH.shape[0], q_BNTH.shape[2], k_BKSH.shape[2]
 
         def allowed(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
             return mask[b, 0, t, s]

@@ -104,7 +104,7 @@ class GemmaDecoder(nn.Module):
         super().__init__()
         self.config = config
         # skip_init: nn.Embedding would draw 257,152 rows of normal numbers only to see them replaced.
-        self.embedding = nn.utils.skip_init(
+        self.embedding = nn.utils.skip_init(  # type: ignore[no-untyped-call]
             nn.Embedding, config.vocab_size, config.width, device=device or "cpu", dtype=dtype
         )
         self.blocks = nn.ModuleList(GemmaBlock(config, i, device, dtype) for i in range(config.depth))

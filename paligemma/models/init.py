@@ -51,9 +51,10 @@ def init_tower(tower: SiglipTower, generator: torch.Generator | None = None) -> 
     config = tower.config
     nn.init.normal_(tower.position_embedding, std=config.width**-0.5, generator=generator)
     _lecun_normal_(tower.patch_embedding.weight, 3 * config.patch_size**2, generator)
-    nn.init.zeros_(tower.patch_embedding.bias)
     for name, weight in tower.named_parameters():
-        if "norm" in name:
+        if name == "patch_embedding.bias":
+            nn.init.zeros_(weight)
+        elif "norm" in name:
             nn.init.ones_(weight) if name.endswith("weight") else nn.init.zeros_(weight)
         elif ".attn." in name or ".mlp." in name:
             if name.endswith("weight"):

@@ -119,7 +119,7 @@ class KVCache:
         self.length += n_new
 
     def select(self, rows: Tensor) -> "KVCache":
-        """A new cache whose row i is row `rows[i]` of this one: beams, repeated samples, several suffixes of one prompt."""
+        """A new cache whose row i is row `rows[i]` of this one: beams, repeated samples, suffixes of one prompt."""
         return KVCache(
             keys=[keys.index_select(0, rows) for keys in self.keys],
             values=[values.index_select(0, rows) for values in self.values],

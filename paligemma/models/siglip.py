@@ -88,7 +88,7 @@ class SiglipTower(nn.Module):
         conv = self.patch_embedding
         p, g = self.config.patch_size, self.config.grid
         # One matrix product over unfolded patches: the same numbers as the convolution, faster in every dtype.
-        patches = pixels_I3RR[:, :, : g * p, : g * p].unflatten(3, (g, p)).unflatten(2, (g, p))
+        patches = pixels_I3RR[:, :, : g * p, : g * p].reshape(-1, 3, g, p, g, p)
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2).to(conv.weight.dtype)
         return F.linear(patches, conv.weight.flatten(1), conv.bias) + self.position_embedding
 

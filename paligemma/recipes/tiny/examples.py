@@ -1,6 +1,7 @@
 """Training examples of the picture world, drawn without end and the same again from the same step."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -132,7 +133,7 @@ def draw_step(config: PaliGemmaConfig, writer: SuffixWriter, options: ExampleOpt
     rows.sort(key=lambda row: len(row[1][0]) + len(row[1][1]))
     # Rows of like length share a group, so that little is spent on padding; the longest few stand alone.
     bounds = [round(len(rows) * share) for share in (0, 0.5, 0.75, 0.92, 1)]
-    groups = [rows[a:b] for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+    groups = [rows[a:b] for a, b in itertools.pairwise(bounds) if b > a]
     return Step(torch.stack([torch.as_tensor(p) for p in pixels]), tuple(_rows(g, options.max_text) for g in groups))
 
 

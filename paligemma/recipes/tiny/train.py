@@ -164,7 +164,6 @@ def place_loss(logits: Tensor, bins: Tensor, loc_start: int, sigma: float) -> Te
 
 
 def _predict(model: PaliGemmaModel, embeds: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-    n, length = rows.tokens.shape
     n_image = embeds.shape[1]
     keep = F.pad(rows.mask_loss[:, 1:], (n_image, 1))
     logits = model(
