@@ -179,7 +179,7 @@ class PaliGemmaConfig:
         _one_of("PaliGemmaConfig", "beams", self.beams, Beams)
         if self.text.vocab_size < self.tokens.n_tokens:
             raise ConfigError(
-                f"text.vocab_size={self.text.vocab_size} has no rows for all tokens.n_tokens={self.tokens.n_tokens} tokens."
+                f"text.vocab_size={self.text.vocab_size} is too few: expected at least tokens.n_tokens={self.tokens.n_tokens}."
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -55,7 +55,8 @@ TINY = PaliGemmaConfig(
         post_norms=True, query_pre_attn_scalar=32, attn_logits_softcap=50.0, final_logits_softcap=30.0,
     ),
     tokens=TokenConfig(
-        n_tokens=TINY_N_PIECES + 1152, loc_start=TINY_N_PIECES, seg_start=TINY_N_PIECES + 1024, image=TINY_N_PIECES + 1152
+        n_tokens=TINY_N_PIECES + 1152, loc_start=TINY_N_PIECES, seg_start=TINY_N_PIECES + 1024,
+        image=TINY_N_PIECES + 1152,
     ),
     processing=ProcessingConfig(resize="float_bilinear_aa"),
     name="tiny",

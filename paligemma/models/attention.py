@@ -106,7 +106,7 @@ def attention(
         out = torch.cat(
             [
                 _capped(part, k_BKSH, v_BKSH, part_mask, scale, softcap)
-                for part, part_mask in zip(q.split(rows, 2), _split_mask(mask, rows), strict=False)
+                for part, part_mask in zip(torch.split(q, rows, 2), _split_mask(mask, rows), strict=False)
             ],
             dim=2,
         )
@@ -115,7 +115,7 @@ def attention(
 
 def _split_mask(mask: Tensor | None, rows: int) -> Iterable[Tensor | None]:
     # A mask of one row speaks for every query of a single decode step.
-    return repeat(mask) if mask is None or mask.shape[2] == 1 else mask.split(rows, 2)
+    return repeat(mask) if mask is None or mask.shape[2] == 1 else torch.split(mask, rows, 2)
 
 
 def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
