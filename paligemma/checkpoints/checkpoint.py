@@ -145,23 +145,25 @@ class Checkpoint(State):
             ConfigError: rows of real tokens would be lost.
         """
         have = self.file_config.text.vocab_size
-        real = min(self.file_config.tokens.n_tokens, have)
-        if have in big_vision.RAW_ROWS and rows > have:
-            real = RAW_GEMMA_ROWS  # the 256,128-row files pad 256,000 pieces to a multiple of 128
+        tokens = self.config.tokens
+        is_raw = have in big_vision.RAW_ROWS and rows > have
+        # The 256,128-row files pad 256,000 pieces to a multiple of 128.
+        real = RAW_GEMMA_ROWS if is_raw else tokens.n_tokens
         if rows < real:
             raise ConfigError(
                 f"{self.path}: a table of {rows} rows would lose real tokens: expected at least {real}. "
                 "Vocabularies can only be extended."
             )
         text = replace(self.config.text, vocab_size=rows)
-        tokens = self.config.tokens
-        if rows > have or real != tokens.n_tokens:
-            tokens = big_vision.tokens_for(rows)
-            tokens = replace(tokens, **{k: getattr(self.config.tokens, k) for k in ("pad", "eos", "bos", "unk")})
+        if is_raw:
+            new = big_vision.tokens_for(rows)
+            tokens = replace(new, pad=tokens.pad, eos=tokens.eos, bos=tokens.bos, unk=tokens.unk)
+        elif rows > have == tokens.n_tokens:
+            tokens = replace(tokens, n_tokens=rows, image=rows)
         self.config = replace(self.config, text=text, tokens=tokens)
         if rows == have:
             return
-        keep = real if rows > have and real < have else min(rows, have)
+        keep = real if is_raw else min(rows, have)
         self.changes[TABLE] = Change(
             (rows, text.width),
             lambda table: extend_rows(table[:keep], rows, seed=seed),
