@@ -130,7 +130,7 @@ def _from_pil(picture: Image.Image, name: str, alpha: Alpha, turn: int, max_pixe
     if max_pixels is not None and width * height > max_pixels:
         raise ImageError(
             f"{name} has {width} × {height} = {width * height:,} pixels: expected at most {max_pixels:,}, more may be "
-            "a decompression bomb. If you trust it, pass a larger max_pixels=, or None."
+            "a decompression bomb. If you trust it, raise max_pixels (of load_image or the Processor)."
         )
     try:
         picture.load()

@@ -86,7 +86,7 @@ class Tokenizer:
                 f"{name} has {len(wanted) - len(missing)} of {len(wanted)} loc and seg tokens, {missing[0]} is not "
                 "among them: expected all of them, or none. Use the tokenizer that came with the checkpoint."
             )
-        found = _token_config(vocabulary, expected, name)
+        found = _token_config(vocabulary, tokens, name)
         if tokens is not None and tokens != found:
             fields = [f.name for f in dataclasses.fields(tokens) if getattr(tokens, f.name) != getattr(found, f.name)]
             has, wants = (", ".join(f"{field}={getattr(side, field)}" for field in fields) for side in (found, tokens))
@@ -217,8 +217,9 @@ class TokenStream:
         return self._text.close()
 
 
-def _token_config(vocabulary: Vocabulary, expected: TokenConfig, name: str) -> TokenConfig:
+def _token_config(vocabulary: Vocabulary, tokens: TokenConfig | None, name: str) -> TokenConfig:
     """The ids that a complete vocabulary gives; the control tokens are the same in every model and checked."""
+    expected = tokens or TokenConfig()
     for field in _BASIC:
         token, piece = getattr(expected, field), f"<{field}>"
         if vocabulary.piece(token) != piece:
@@ -229,17 +230,20 @@ def _token_config(vocabulary: Vocabulary, expected: TokenConfig, name: str) -> T
     starts = {}
     for kind, count, form in (("loc", expected.n_loc, "<loc{:04d}>"), ("seg", expected.n_seg, "<seg{:03d}>")):
         ids = [vocabulary.id(form.format(i)) for i in range(count)]
+        if not ids:  # a table too small for such tokens
+            continue
         if ids[0] is None or ids != list(range(ids[0], ids[0] + count)):
             raise TokenizerError(
                 f"the <{kind}…> tokens of {name} do not follow one another from {ids[0]}: expected {count} consecutive "
                 "ids. Use the tokenizer that came with the checkpoint."
             )
         starts[f"{kind}_start"] = ids[0]
-    image = vocabulary.id(IMAGE_PIECE)
-    n_tokens = vocabulary.size()
+    image, n_tokens = vocabulary.id(IMAGE_PIECE), vocabulary.size()
     if image is not None and image == n_tokens - 1:
         n_tokens = image  # the placeholder is no real token; transformers puts it behind all others
-    return dataclasses.replace(expected, n_tokens=n_tokens, image=n_tokens if image is None else image, **starts)
+    if image is None:
+        image = n_tokens if tokens is None else tokens.image
+    return dataclasses.replace(expected, n_tokens=n_tokens, image=image, **starts)
 
 
 def _any_of(pieces: Iterable[str]) -> "re.Pattern[str] | None":
