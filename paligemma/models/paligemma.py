@@ -149,11 +149,15 @@ class PaliGemmaModel(nn.Module):
             last = x[torch.arange(x.shape[0], device=x.device), (slot * mask_input).argmax(dim=1)]
         return self.text.logits(last, capped=self.config.text.final_cap == "everywhere")
 
-    def extend(self, tokens: Tensor, cache: KVCache, mask_input: Tensor | None = None) -> Tensor:
+    def extend(
+        self, tokens: Tensor, cache: KVCache, mask_input: Tensor | None = None, *, capped: bool = True
+    ) -> Tensor:
         """Append T tokens to every row of a filled cache; each sees all before it, none after.
 
         Args:
             tokens: int64[B, T]; `mask_input` bool[B, T] marks the real ones (right-padded suffixes of unlike length).
+            capped: whether the final soft cap acts. It does on every decoding step of either reference; a likelihood
+                that must equal `forward`'s asks for what `config.text.final_cap` says there.
 
         Returns:
             float32[B, T, V]: logits of the token after each.
@@ -167,7 +171,7 @@ class PaliGemmaModel(nn.Module):
             segment=torch.ones_like(tokens),
             position=cache.next_position[:, None] + block,
         )
-        return self.text.logits(self.text(self.text.embed(tokens), span, cache))
+        return self.text.logits(self.text(self.text.embed(tokens), span, cache), capped=capped)
 
     def decode_step(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Append one token int64[B] to every row; float32[B, V] logits of the next one."""
