@@ -1,0 +1,1 @@
+"""Many prompts, one model: greedy, sampling, beams, likelihoods; tensors and token ids, no text."""
