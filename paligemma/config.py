@@ -179,7 +179,8 @@ class PaliGemmaConfig:
         _one_of("PaliGemmaConfig", "beams", self.beams, Beams)
         if self.text.vocab_size < self.tokens.n_tokens:
             raise ConfigError(
-                f"text.vocab_size={self.text.vocab_size} is too few: expected at least tokens.n_tokens={self.tokens.n_tokens}."
+                f"text.vocab_size={self.text.vocab_size}: expected at least as many rows as there are tokens, "
+                f"tokens.n_tokens={self.tokens.n_tokens}."
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -87,8 +87,8 @@ class SuffixWriter:
     def __call__(self, asked: list[tuple[Scene, Rendering, Question]]) -> list[tuple[list[int], list[int]]]:
         crops: list[NDArray[np.float32]] = []
         for _, drawn, question in asked:
-            if question.task == "segment":
-                crops += [_crop(drawn, i) for _, i in question.answer]  # type: ignore[misc]
+            if question.task == "segment" and not isinstance(question.answer, str):
+                crops += [_crop(drawn, i) for _, i in question.answer]
         codes = iter(self.vae.encode(torch.from_numpy(np.stack(crops))).tolist() if crops else [])
         tokens = self.tokenizer.tokens
         rows = []

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paligemma.config import PaliGemmaConfig
+from paligemma.models.gemma import GemmaAttention
 from paligemma.models.init import init_weights
 from paligemma.models.paligemma import PaliGemmaModel
 from paligemma.recipes.tiny.examples import ExampleOptions, Rows, Step, WorldSteps, to_device
@@ -105,7 +106,7 @@ def train(
         sigma = start * (end / start) ** done
         sums = step_loss(model, to_device(batch, device), sigma)
         optimizer.zero_grad(set_to_none=True)
-        sums["loss"].backward()
+        torch.autograd.backward(sums["loss"])
         torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
         optimizer.step()
         step += 1
@@ -159,7 +160,7 @@ def place_loss(logits: Tensor, bins: Tensor, loc_start: int, sigma: float) -> Te
     place = torch.arange(1024, device=bins.device, dtype=torch.float32)
     target = torch.softmax(-((place - bins[:, None].float()) ** 2) / (2 * sigma**2), dim=-1)
     logp = F.log_softmax(logits.float(), dim=-1)[:, loc_start : loc_start + 1024]
-    entropy = torch.special.entr(target).sum(dim=-1)
+    entropy: Tensor = torch.special.entr(target).sum(dim=-1)
     return -(target * logp).sum(dim=-1) - entropy
 
 
@@ -190,8 +191,9 @@ def smooth_location_rows(model: PaliGemmaModel) -> None:
 
 def set_attention_cap(model: PaliGemmaModel, config: PaliGemmaConfig | None) -> None:
     """The attention cap of a configuration, or none."""
-    for block in model.text.blocks:
-        block.attn.softcap = config.text.attn_logits_softcap if config else None
+    for module in model.text.modules():
+        if isinstance(module, GemmaAttention):
+            module.softcap = config.text.attn_logits_softcap if config else None
 
 
 def _groups(model: PaliGemmaModel, options: TrainOptions) -> list[dict[str, Any]]:
