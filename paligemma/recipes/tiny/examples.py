@@ -19,6 +19,7 @@ from paligemma.models.mask_vae import MaskVae
 from paligemma.processing.image import to_pixels
 from paligemma.processing.tokenizer import Tokenizer
 from paligemma.tasks.coords import box_to_tokens
+from paligemma.tasks.grammar import format_entries
 from paligemma.tasks.masks import crop_mask
 
 
@@ -97,13 +98,15 @@ class SuffixWriter:
             if isinstance(question.answer, str):
                 suffix = self.tokenizer.encode(question.answer)
             else:
-                parts = []
-                for label, i in question.answer:
-                    entry = box_to_tokens(drawn.boxes_xyxy_px[i], scene.size_hw)
-                    if question.task == "segment":
-                        entry += " " + "".join(f"<seg{code:03d}>" for code in next(codes))
-                    parts.append(f"{entry} {label}")
-                suffix = self.tokenizer.encode(" ; ".join(parts))
+                entries = [
+                    (
+                        box_to_tokens(drawn.boxes_xyxy_px[i], scene.size_hw),
+                        next(codes) if question.task == "segment" else None,
+                        label,
+                    )
+                    for label, i in question.answer
+                ]
+                suffix = self.tokenizer.encode(format_entries(entries))
             rows.append((prefix, [*suffix, tokens.eos]))
         return rows
 
