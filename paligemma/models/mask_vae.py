@@ -149,12 +149,12 @@ class MaskVae(nn.Module):
             raise ShapeError(
                 f"masks have shape {tuple(masks.shape)}: expected [n, 64, 64]. Crop and resize each to 64 × 64."
             )
-        out: Tensor = self.encoder((2 * (masks.to(self.codebook.dtype) - 0.5))[:, None])
+        out: Tensor = self.encoder((2 * (masks.to(self.codebook) - 0.5))[:, None])
         return out
 
     def decode_features(self, quantised: Tensor) -> Tensor:
         """float[n, C, 4, 4] codewords on their grid -> float32[n, 64, 64], about -1 … 1; differentiable."""
-        out: Tensor = self.decoder(quantised.to(self.codebook.dtype))[:, 0]
+        out: Tensor = self.decoder(quantised.to(self.codebook))[:, 0]
         return out.float()
 
     @torch.no_grad()
@@ -191,7 +191,7 @@ class MaskVae(nn.Module):
 
     def encode_array(self, masks: NDArray[np.float32]) -> NDArray[np.int64]:
         """`encode` on numpy arrays: the `mask_encoder` that `paligemma.tasks` takes."""
-        tensor = torch.from_numpy(np.asarray(masks, np.float32)).to(self.codebook.device)
+        tensor = torch.from_numpy(np.asarray(masks, np.float32))
         out: NDArray[np.int64] = self.encode(tensor).cpu().numpy()
         return out
 

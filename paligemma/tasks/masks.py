@@ -5,16 +5,20 @@ Sources: big_vision pp/proj/paligemma/segmentation.py (crop) and evaluators/proj
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from paligemma.errors import TaskError
+from paligemma.errors import OptionError, TaskError
 from paligemma.results import BoolMask
 
 MASK_SIDE = 64
+# Box edges fall between pixels. "cut": fractions are cut off, as in big_vision's evaluator. "round": to the nearest
+# pixel, as in the published demo; box tokens of a box of whole pixels then give back that box on pictures of up to 1023
+# pixels, where "cut" moves half of its edges by one pixel.
+Edges = Literal["cut", "round"]
 
 
 def crop_mask(mask: NDArray[Any], box_yxyx_norm: Sequence[float]) -> NDArray[np.float32]:
@@ -54,24 +58,32 @@ def _bounds(low: float, high: float, side: int) -> tuple[int, int]:
     return first, last
 
 
-def pixel_box(box_xyxy_px: Sequence[float], size_hw: tuple[int, int]) -> tuple[int, int, int, int] | None:
-    """Left, top, right, bottom cut to whole pixels of the picture; None where nothing is left."""
+def pixel_box(
+    box_xyxy_px: Sequence[float], size_hw: tuple[int, int], *, edges: Edges = "cut"
+) -> tuple[int, int, int, int] | None:
+    """Left, top, right, bottom in whole pixels of the picture; None where nothing is left."""
+    if edges not in get_args(Edges):
+        raise OptionError(f"edges={edges!r}: expected 'cut' or 'round'.")
+    whole = int if edges == "cut" else round
     height, width = size_hw
-    x1, y1, x2, y2 = (int(edge) for edge in box_xyxy_px)
+    x1, y1, x2, y2 = (whole(edge) for edge in box_xyxy_px)
     x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
     return (x1, y1, x2, y2) if x2 > x1 and y2 > y1 else None
 
 
-def paste_mask(map_64: NDArray[np.float32], box_xyxy_px: Sequence[float], size_hw: tuple[int, int]) -> BoolMask:
+def paste_mask(
+    map_64: NDArray[np.float32], box_xyxy_px: Sequence[float], size_hw: tuple[int, int], *, edges: Edges = "cut"
+) -> BoolMask:
     """Stretch a decoded map into its box: bool[H, W], true where the stretched map is > 0, false outside of the box.
 
     Args:
         map_64: float32[64, 64], foreground > 0.
-        box_xyxy_px: left, top, right, bottom; fractions of a pixel are cut off, as in the reference.
+        box_xyxy_px: left, top, right, bottom.
         size_hw: height and width of the picture.
+        edges: how the box becomes whole pixels.
     """
     mask = np.zeros(size_hw, bool)
-    box = pixel_box(box_xyxy_px, size_hw)
+    box = pixel_box(box_xyxy_px, size_hw, edges=edges)
     if box is not None:
         x1, y1, x2, y2 = box
         stretched = Image.fromarray(np.asarray(map_64, np.float32)).resize(

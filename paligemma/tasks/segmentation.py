@@ -22,7 +22,7 @@ from paligemma.tasks.grammar import (
     parse_entries,
     parse_referring,
 )
-from paligemma.tasks.masks import crop_mask, paste_mask, pixel_box
+from paligemma.tasks.masks import Edges, crop_mask, paste_mask, pixel_box
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,7 @@ class SegmentTask:
         token_logprobs: TokenLogprobs | None = None,
         mask_decoder: MaskDecoder | None = None,
         divisor: int = DIVISOR,
+        edges: Edges = "cut",
     ) -> Segments:
         """Boxes and masks at the size of the original picture, in the order of the text.
 
@@ -97,13 +98,14 @@ class SegmentTask:
         Args:
             size_hw: height and width of the original picture; None: boxes are fractions, masks are bool[0, 0].
             divisor: 1023 inverts the encoding; 1024 as the references' demos do.
+            edges: how boxes become whole pixels of masks; "cut" as in the reference's scores, "round" is nearer.
         """
         scores = SpanScores(text, token_logprobs)
         entries, problems = parse_entries(text)
         valid, no_area = check_area(text, entries)
         size = size_hw or (1, 1)
         boxes = [bins_to_box(entry.bins, size, divisor=divisor) for entry in valid]
-        masks, no_mask = _masks(valid, boxes, size_hw, mask_decoder)
+        masks, no_mask = _masks(valid, boxes, size_hw, mask_decoder, edges)
         found = (
             Segment(entry.label, box, mask, scores.geometric_mean(*entry.score_span))
             for entry, box, mask in zip(valid, boxes, masks, strict=True)
@@ -134,13 +136,14 @@ def _masks(
     boxes: Sequence[tuple[float, float, float, float]],
     size_hw: SizeHw | None,
     mask_decoder: MaskDecoder | None,
+    edges: Edges,
 ) -> tuple[list[BoolMask | None], list[str]]:
     """A mask per object, None where no whole pixel is in the box, and a sentence per missing mask."""
     masks: list[BoolMask | None] = [np.zeros(size_hw or (0, 0), bool) for _ in entries]
     problems = []
     coded = []
     for i, (entry, box) in enumerate(zip(entries, boxes, strict=True)):
-        if size_hw is not None and pixel_box(box, size_hw) is None:
+        if size_hw is not None and pixel_box(box, size_hw, edges=edges) is None:
             masks[i] = None
             problems.append(f"a box that holds no whole pixel of {size_hw[1]}×{size_hw[0]}: {entry.label!r} at {box}")
         elif entry.codes is None:
@@ -153,7 +156,7 @@ def _masks(
     if coded and mask_decoder is not None and size_hw is not None:
         maps = mask_decoder(np.array([codes for _, codes in coded], np.int64))
         for (i, _), map_64 in zip(coded, maps, strict=True):
-            masks[i] = paste_mask(map_64, boxes[i], size_hw)
+            masks[i] = paste_mask(map_64, boxes[i], size_hw, edges=edges)
     return masks, problems
 
 

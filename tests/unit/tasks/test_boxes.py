@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from paligemma.errors import TaskError
+from paligemma.errors import OptionError, TaskError
 from paligemma.results import Detection, Detections, ReadText, Segment, Segments, Word
 from paligemma.tasks import TASKS
 from paligemma.tasks.coords import box_to_tokens
@@ -265,3 +265,18 @@ def test_a_crop_pasted_back_is_the_mask() -> None:
     back = paste_mask(2 * crop - 1, box, mask.shape)
     assert (back & mask).sum() / (back | mask).sum() > 0.97
     assert not paste_mask(np.ones((64, 64), np.float32), (500.0, 0.0, 600.0, 9.0), mask.shape).any()
+
+
+def test_rounded_edges_give_back_boxes_of_whole_pixels_where_cut_ones_move() -> None:
+    size, moved = (123, 97), 0
+    for y1, x1 in ((10, 20), (11, 21), (33, 7), (60, 40)):
+        mask = np.zeros(size, bool)
+        mask[y1 : y1 + 30, x1 : x1 + 25] = True
+        text = f"{box_to_tokens((x1, y1, x1 + 25, y1 + 30), size)}{'<seg001>' * 16}"
+        (rounded,) = segment.parse(text, size_hw=size, mask_decoder=_decoder, edges="round")
+        np.testing.assert_array_equal(rounded.mask, mask)
+        (cut,) = segment.parse(text, size_hw=size, mask_decoder=_decoder)
+        moved += not np.array_equal(cut.mask, mask)
+    assert moved == 4
+    with pytest.raises(OptionError, match="expected 'cut' or 'round'"):
+        segment.parse(text, size_hw=size, mask_decoder=_decoder, edges="floor")
