@@ -27,10 +27,12 @@ class Found(Protocol):
 
 @dataclass(frozen=True)
 class AveragePrecision:
-    """Attributes:
-    table: float[classes, thresholds]; rows in the order of `classes`, columns of `thresholds`.
-    classes: labels that occur in the references; others are not scored, as in COCO.
-    n_references: objects to find.
+    """Average precision by label and IoU threshold.
+
+    Attributes:
+        table: float[classes, thresholds]; rows in the order of `classes`, columns of `thresholds`.
+        classes: labels that occur in the references; others are not scored, as in COCO.
+        n_references: objects to find.
     """
 
     table: NDArray[np.float64]

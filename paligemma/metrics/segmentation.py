@@ -22,11 +22,13 @@ def mask_iou(a: BoolMask, b: BoolMask) -> float:
 
 @dataclass(frozen=True)
 class MaskIou:
-    """Attributes:
-    mean: over all reference objects, an object without a partner counting 0; nan without references.
-    n_references: reference objects.
-    n_missed: those without any overlapping prediction of the same label.
-    n_extra: predictions that are nobody's partner.
+    """Overlap of predicted and reference masks.
+
+    Attributes:
+        mean: over all reference objects, an object without a partner counting 0; nan without references.
+        n_references: reference objects.
+        n_missed: those without any overlapping prediction of the same label.
+        n_extra: predictions that are nobody's partner.
     """
 
     mean: float

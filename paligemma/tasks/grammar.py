@@ -5,7 +5,7 @@
 Parsing goes left to right: anything up to four location tokens in a row, optionally sixteen mask tokens, optionally a
 label (the longest run without `;`, `<`, `>`), optionally a separator. White space between these does not matter, so the
 unspaced form of the RefCOCO transfer parses too. What belongs to no object is kept as a leftover. One pass, linear in
-the text, whatever the text. Source: the published demo's parser (spec: processing, 4.4).
+the text, whatever the text. Source: the parser of the published demo.
 """
 
 import re
