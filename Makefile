@@ -43,7 +43,7 @@ parity-latest: $(VENV)-latest/.done ## the parity tests against the newest trans
 wheel-check: ## build the wheel, install it with all its dependencies in an empty venv elsewhere, run it there
 	PYTHON="$(PYTHON)" .ci/wheel-check
 
-tiny: $(VENV)/.tiny ## retrain the embedded model `tiny` (hours on a CPU; goes on where it stopped)
+tiny: $(VENV)/.base ## retrain the embedded model `tiny` (hours on a CPU; goes on where it stopped)
 	$(BIN)/python -m paligemma.recipes.tiny
 
 bench: $(VENV)/.test ## time this machine beside transformers; minutes, and memory for the true 3B shape
@@ -67,10 +67,6 @@ $(VENV)/.base: $(VENV)/.torch $(DEPS)
 
 $(VENV)/.test: $(VENV)/.torch $(DEPS)
 	$(PIP) install --quiet -e '.[test]'
-	@touch $@ $(VENV)/.base
-
-$(VENV)/.tiny: $(VENV)/.torch $(DEPS)
-	$(PIP) install --quiet -e '.[tiny]'
 	@touch $@ $(VENV)/.base
 
 $(VENV)/.dev: $(VENV)/.torch $(DEPS)
