@@ -94,6 +94,8 @@ class Processor:
             ImageError: a picture that cannot be read.
             ShapeError: image handles of another model, or mixed with pictures, or examples longer than `row_length`.
         """
+        if not isinstance(prefix, str | list | tuple):
+            raise PromptError(f"prefix is a {type(prefix).__name__}: expected text, or a list of texts.")
         prefixes = [prefix] if isinstance(prefix, str) else list(prefix)
         suffixes = _per_prompt("suffix", suffix, prefixes, is_single=isinstance(prefix, str))
         pictures = _per_prompt("images", images, prefixes, is_single=isinstance(prefix, str))

@@ -8,18 +8,29 @@ Sources: big_vision pp/ops_text.py, pp/tokenizer.py (JAX original); SentencePiec
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from paligemma.config import SpecialTokens, TokenConfig
 from paligemma.errors import PromptError, TokenizerError
+from paligemma.processing.fast_tokenizer import to_fast_json
 from paligemma.processing.spelling import UNKNOWN, TextStream, spell
 from paligemma.processing.vocabulary import IMAGE_PIECE, TURN_PIECES, Vocabulary, read_vocabulary
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "\u2581"  # ▁, how pieces write a space
 _BASIC = ("pad", "eos", "bos", "unk")
+_HUGGING_FACE = {
+    **{f"{name}_token": f"<{name}>" for name in _BASIC},
+    "add_bos_token": True,  # as in the released files; PaliGemmaProcessor turns it off and writes bos itself
+    "add_eos_token": False,
+    "clean_up_tokenization_spaces": False,
+    "extra_special_tokens": {"image_token": IMAGE_PIECE},
+    "processor_class": "PaliGemmaProcessor",
+    "tokenizer_class": "GemmaTokenizer",
+}
 
 
 class Tokenizer:
@@ -96,14 +107,24 @@ class Tokenizer:
             )
         return cls(vocabulary, found, source=name)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the vocabulary under the name that other programs look for; returns the file.
+    def save(self, folder: str | Path, *, hugging_face: bool = False) -> list[Path]:
+        """Write the vocabulary under the name that other programs look for; returns the files.
 
         The bytes are those that were read, followed by the loc and seg tokens if those had to be appended.
+
+        Args:
+            hugging_face: also write what transformers wants beside weights: `tokenizer.json`, converted where a
+                SentencePiece model was read, and `tokenizer_config.json`.
         """
-        path = Path(folder) / self._vocabulary.file_name
-        path.write_bytes(self._vocabulary.data)
-        return path
+        contents = {self._vocabulary.file_name: self._vocabulary.data}
+        if hugging_face:
+            contents["tokenizer_config.json"] = json.dumps(_HUGGING_FACE, indent=2).encode()
+            if "tokenizer.json" not in contents:
+                image = IMAGE_PIECE if self.tokens.image == self.n_tokens else None
+                contents["tokenizer.json"] = to_fast_json(self._vocabulary.data, image, self.source)
+        for name, content in contents.items():
+            (Path(folder) / name).write_bytes(content)
+        return [Path(folder) / name for name in contents]
 
     # --------------------------------------------------------------------------------------------- text to tokens
 
