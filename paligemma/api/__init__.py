@@ -1,9 +1,9 @@
 """The Python front door: `load()` gives a `PaliGemma`, which captions, answers, detects, segments and reads.
 
-    loading.py   a name, folder or file → model + processor + mask decoder, streamed into place
-    model.py     PaliGemma: the verbs, and generate / stream / score beneath them
-    requests.py  verb → prompt, and generated text → typed result
-    encoded.py   EncodedImage: pictures that SigLIP has already seen
+loading.py   a name, folder or file → model + processor + mask decoder, streamed into place
+model.py     PaliGemma: the verbs, and generate / stream / score beneath them
+requests.py  verb → prompt, and generated text → typed result
+encoded.py   EncodedImage: pictures that SigLIP has already seen
 """
 
 from paligemma.api.encoded import EncodedImage

@@ -6,19 +6,15 @@ values do not: in a prefix-LM the image attends to the prompt, so those are neve
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image as PilImage
 from torch import Tensor
 
-from paligemma.errors import ImageError, OptionError, ShapeError
+from paligemma.errors import ShapeError
 
-# A path, a PIL image, uint8[H, W, 3], the bytes of a file, or an EncodedImage; a list of those is one multi-image example.
-Picture = "str | Path | PilImage.Image | NDArray[np.uint8] | bytes | EncodedImage"
+# A path, a PIL image, uint8[H, W, 3], the bytes of a file, or an EncodedImage; a list of those is one example of
+# several pictures, None an example without any. Any: the reader of pictures also takes whatever has `__array__`.
 Pictures = Any
 
 
@@ -37,27 +33,13 @@ class EncodedImage:
     def __post_init__(self) -> None:
         if self.image_embeds.ndim != 3 or self.image_embeds.shape[0] != len(self.sizes_hw):
             raise ShapeError(
-                f"EncodedImage.image_embeds has shape {tuple(self.image_embeds.shape)} for {len(self.sizes_hw)} pictures: "
-                "expected [n_pictures, n_image_tokens, width]. Make handles with encode_image()."
+                f"image_embeds has shape {tuple(self.image_embeds.shape)} for {len(self.sizes_hw)} pictures: expected "
+                "[n_pictures, n_image_tokens, width]. Make handles with encode_image()."
             )
 
     @property
     def n_images(self) -> int:
         return len(self.sizes_hw)
-
-    @property
-    def size_hw(self) -> tuple[int, int]:
-        """Height and width that boxes refer to.
-
-        Raises:
-            OptionError: pictures of unlike sizes, for which a box has no one meaning.
-        """
-        if len(set(self.sizes_hw)) != 1:
-            sizes = ", ".join(f"{width}×{height}" for height, width in self.sizes_hw) or "none"
-            raise OptionError(
-                f"boxes and masks need one picture, or several of one size: these have {sizes}. Ask about one at a time."
-            )
-        return self.sizes_hw[0]
 
     @classmethod
     def joined(cls, parts: Sequence["EncodedImage"]) -> "EncodedImage":
@@ -66,22 +48,7 @@ class EncodedImage:
             return parts[0]
         shapes = {tuple(part.image_embeds.shape[1:]) for part in parts}
         if len(shapes) != 1:
-            raise ShapeError(f"image handles of unlike shapes {sorted(shapes)}: expected handles of one and the same model.")
+            raise ShapeError(
+                f"image handles of unlike shapes {sorted(shapes)}: expected handles of one and the same model."
+            )
         return cls(torch.cat([part.image_embeds for part in parts]), sum((part.sizes_hw for part in parts), ()))
-
-
-def pictures_of(example: Pictures) -> list[Any]:
-    """One example's pictures as a list: a single picture is a list of one, None is text alone."""
-    if example is None:
-        return []
-    if is_several(example):
-        flat = list(example)
-        if any(is_several(item) for item in flat):
-            raise ImageError("pictures are nested too deep: expected one picture or a flat list of pictures per example.")
-        return flat
-    return [example]
-
-
-def is_several(value: Any) -> TypeGuard[Sequence[Any]]:
-    """Whether a value is a list of pictures rather than one picture."""
-    return isinstance(value, list | tuple)

@@ -24,7 +24,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Parse a whole command line; an unknown option is refused with the nearest known one."""
-        known, left = self.parse_known_intermixed_args(list(words)) if not self._has_commands() else self.parse_known_args(words)
+        known, left = (
+            self.parse_known_intermixed_args(list(words)) if not self._has_commands() else self.parse_known_args(words)
+        )
         if left:
             options = [option for action in self._actions for option in action.option_strings]
             hint = nearest(left[0].split("=")[0], options)
@@ -49,7 +51,9 @@ def with_dashes(words: Sequence[str]) -> list[str]:
 def add_verb_options(parser: argparse.ArgumentParser) -> None:
     """What caption, ask, detect, segment and read have in common."""
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer in tokens (default: by task)")
-    parser.add_argument("--save", metavar="DIR", help="write a picture of every answer into this folder, and every mask")
+    parser.add_argument(
+        "--save", metavar="DIR", help="write a picture of every answer into this folder, and every mask"
+    )
     add_output_options(parser)
     add_picture_options(parser)
     add_model_options(parser)
@@ -63,7 +67,9 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", metavar="M", help=f"embedded model, hub id, short name, folder or .npz file (default: {DEFAULT_MODEL})"
+        "--model",
+        metavar="M",
+        help=f"embedded model, hub id, short name, folder or .npz file (default: {DEFAULT_MODEL})",
     )
     group.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     group.add_argument("--dtype", default="auto", metavar="T", help="auto, float32, bfloat16, float16 (default: auto)")
@@ -76,14 +82,18 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-strict", action="store_true", help="accept tensors that no part of the model uses")
     group.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", dest="choices",
-        help="override one choice on which the references disagree, e.g. --set resize=bv_bilinear (docs/python.md lists them)",
+        help="override a choice on which the references disagree, as in --set resize=bv_bilinear (see docs/python.md)",
     )  # fmt: skip
 
 
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("pictures")
-    group.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="N", help=f"pictures at a time (default: {BATCH_SIZE})")
-    group.add_argument("--together", action="store_true", help="all pictures are one example: one answer about all of them")
+    group.add_argument(
+        "--batch-size", type=int, default=BATCH_SIZE, metavar="N", help=f"pictures at a time (default: {BATCH_SIZE})"
+    )
+    group.add_argument(
+        "--together", action="store_true", help="all pictures are one example: one answer about all of them"
+    )
     group.add_argument("--max-pixels", type=int, metavar="N", help="largest picture that is opened, in pixels")
 
 
@@ -103,7 +113,9 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
     try:
         left, top, right, bottom = (float(part) for part in text.replace(" ", ",").split(",") if part)
     except ValueError:
-        raise OptionError(f"--box {text!r}: expected four numbers LEFT,TOP,RIGHT,BOTTOM in pixels, e.g. 10,20,110,220.") from None
+        raise OptionError(
+            f"--box {text!r}: expected four numbers LEFT,TOP,RIGHT,BOTTOM in pixels, e.g. 10,20,110,220."
+        ) from None
     return left, top, right, bottom
 
 

@@ -87,9 +87,15 @@ def _attention() -> dict[str, Any]:
     return {
         "without soft caps": "torch's fused attention",
         "with soft caps (PaliGemma 2)": "FlexAttention" if on_gpu else "plain attention, in blocks when long",
-        "bfloat16 kernels on the CPU": _yes(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+        "bfloat16 kernels on the CPU": _yes(_has_bfloat16()),
         "torch.compile": f"yes, with {compiler}" if compiler else "no: it needs a C++ compiler; everything else works",
     }  # fmt: skip
+
+
+def _has_bfloat16() -> bool:
+    import torch
+
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())  # type: ignore[no-untyped-call]
 
 
 def _extras() -> dict[str, Any]:

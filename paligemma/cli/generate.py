@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="files, folders, globs, or - for stdin")
     parser.add_argument("--prompt", metavar="TEXT", help="the prefix; may be empty")
     parser.add_argument("--no-picture", action="store_true", help="ask without any picture")
-    parser.add_argument("--allow-special", action="store_true", help="let control tokens such as <eos> stand in the prompt")
+    parser.add_argument(
+        "--allow-special", action="store_true", help="let control tokens such as <eos> stand in the prompt"
+    )
     group = parser.add_argument_group("decoding")
     group.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer in tokens")
     group.add_argument("--stream", action="store_true", help="print the text while it is written")

@@ -35,7 +35,9 @@ class Keeper:
         """What `--save` and `--coco` ask for; places that cannot be written are refused before any work is done."""
         coco = getattr(args, "coco", None)
         if coco and not Path(coco).parent.is_dir():
-            raise OptionError(f"--coco {coco}: the folder {Path(coco).parent} does not exist. Make it, or name another.")
+            raise OptionError(
+                f"--coco {coco}: the folder {Path(coco).parent} does not exist. Make it, or name another."
+            )
         folder = Path(args.save) if args.save else None
         if folder is not None:
             _writing(f"--save {folder}", lambda: folder.mkdir(parents=True, exist_ok=True))
@@ -52,7 +54,8 @@ class Keeper:
             for picture, image in zip(example.pictures, example.images, strict=True):
                 stem = self._unique(f"{picture.stem}.{self.verb}")
                 self._files += _writing(
-                    f"--save {folder}", lambda: draw.save(folder, stem, image, result, prompt=self.prompt)  # noqa: B023
+                    f"--save {folder}",
+                    lambda: draw.save(folder, stem, image, result, prompt=self.prompt),  # noqa: B023
                 )
 
     def finish(self) -> None:
@@ -60,7 +63,7 @@ class Keeper:
         if self.coco is not None:
             from paligemma.interop import to_coco
 
-            text = json.dumps(to_coco(self._results, image_ids=self._names), ensure_ascii=False)
+            text = json.dumps(to_coco(self._results, self._names), ensure_ascii=False)
             coco = self.coco
             _writing(f"--coco {coco}", lambda: coco.write_text(text, encoding="utf-8"))
             note(f"saved {coco}")
@@ -82,4 +85,6 @@ def _writing(option: str, write: Any) -> Any:
         return write()
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
-        raise OptionError(f"{option}: {error.strerror or error}{place}. Expected a place that can be written.") from None
+        raise OptionError(
+            f"{option}: {error.strerror or error}{place}. Expected a place that can be written."
+        ) from None

@@ -80,7 +80,8 @@ def _dispatch(words: list[str]) -> int:
         raise OptionError(f"{verb} comes before the verb: expected `paligemma VERB … {verb}`. Put the verb first.")
     if verb not in VERBS:
         raise OptionError(
-            f"there is no verb '{verb}': expected one of {', '.join(VERBS)}.{nearest(verb, VERBS)} See `paligemma --help`."
+            f"there is no verb '{verb}': expected one of {', '.join(VERBS)}.{nearest(verb, VERBS)} "
+            "See `paligemma --help`."
         )
     module = importlib.import_module(f"paligemma.cli.{verb}")
     parser = Parser(
@@ -107,7 +108,9 @@ def _tell(name: str, message: str, status: int, debug: bool) -> int:
 
 def _out_of_memory(error: Exception) -> bool:
     # By name: torch.OutOfMemoryError may not be imported here, and a CPU allocation fails with a plain RuntimeError.
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error)
+    return (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error)
+    )
 
 
 def _overview() -> str:

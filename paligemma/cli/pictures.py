@@ -14,8 +14,11 @@ from pathlib import Path
 from paligemma.errors import ImageError, OptionError
 
 SUFFIXES = frozenset(
-    ".avif .bmp .dib .gif .heic .heif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
-)
+    {
+        ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm",
+        ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+    }
+)  # fmt: skip
 EXAMPLE_LABELS = ("circle", "square", "triangle", "star")
 
 
@@ -42,7 +45,9 @@ def is_picture(word: str) -> bool:
     if word == "-":
         return True
     path = Path(word)
-    return _exists(path) or path.suffix.lower() in SUFFIXES or _is_path(word) or (_has_magic(word) and bool(_glob(word)))
+    return (
+        _exists(path) or path.suffix.lower() in SUFFIXES or _is_path(word) or (_has_magic(word) and bool(_glob(word)))
+    )
 
 
 def find_pictures(words: Iterable[str]) -> list[Picture]:
@@ -62,7 +67,7 @@ def find_pictures(words: Iterable[str]) -> list[Picture]:
             inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and entry.is_file())
             if not inside:
                 raise OptionError(
-                    f"folder '{word}' holds no pictures: expected files ending in .png, .jpg, .webp, … directly inside it. "
+                    f"folder '{word}' holds no pictures: expected files such as *.png or *.jpg directly inside. "
                     f"For sub-folders too, give the glob '{word.rstrip('/')}/**/*'."
                 )
             found.extend(Picture(str(entry), entry) for entry in inside)
@@ -72,12 +77,16 @@ def find_pictures(words: Iterable[str]) -> list[Picture]:
             matches = _glob(word)
             inside = [match for match in matches if match.suffix.lower() in SUFFIXES] or matches
             if not inside:
-                raise OptionError(f"no file matches '{word}': expected a path, a folder, a glob or '-'. Check the spelling.")
+                raise OptionError(
+                    f"no file matches '{word}': expected a path, a folder, a glob or '-'. Check the spelling."
+                )
             found.extend(Picture(str(match), match) for match in inside)
         elif "://" in word:
             raise OptionError(f"'{word}' is a web address: expected a file. Download it first: curl -LO {word}")
         else:
-            raise OptionError(f"no such picture: '{word}'. Expected a path, a folder, a glob or '-'. Check the spelling.")
+            raise OptionError(
+                f"no such picture: '{word}'. Expected a path, a folder, a glob or '-'. Check the spelling."
+            )
     return found
 
 
@@ -86,12 +95,14 @@ def example_picture() -> Picture:
     path = Path(str(files("paligemma") / "assets" / "example" / "shapes.png"))
     if not path.is_file():
         raise ImageError(f"the bundled picture is missing: expected {path}. Name a picture of your own.")
-    return Picture("shapes.png (bundled)", path)
+    return Picture("the bundled shapes.png", path)
 
 
 def _read_stdin() -> bytes:
     if sys.stdin.isatty():
-        raise OptionError("'-' reads a picture from stdin, which is a terminal: expected a pipe. paligemma … - < photo.jpg")
+        raise OptionError(
+            "'-' reads a picture from stdin, which is a terminal: expected a pipe. paligemma … - < photo.jpg"
+        )
     return sys.stdin.buffer.read()
 
 

@@ -37,10 +37,11 @@ def load_model(args: argparse.Namespace) -> "PaliGemma":
         note(f"model: {name}, the embedded one, which knows coloured shapes and short words. --model takes another.")
     from paligemma.api import load
 
+    options = {} if getattr(args, "max_pixels", None) is None else {"max_pixels": args.max_pixels}
     return load(
         name, device=args.device, dtype=args.dtype, quantize=args.quantize, revision=args.revision,
         tokenizer=args.tokenizer, mask_vae=args.mask_vae, adapter=args.adapter, check=args.check,
-        strict=not args.no_strict, **parse_choices(args.choices),
+        strict=not args.no_strict, progress=sys.stderr.isatty(), **options, **parse_choices(args.choices),
     )  # fmt: skip
 
 
@@ -83,7 +84,7 @@ class Gallery:
         if words:
             return cls(args, find_pictures(words))
         picture = example_picture()
-        note(f"picture: none was named, so this is the bundled {picture.source}")
+        note(f"picture: none was named, so this is {picture.name}")
         return cls(args, [picture], is_example=True)
 
     @property
@@ -95,7 +96,7 @@ class Gallery:
         from tqdm import tqdm
 
         if self.args.together:
-            yield [Example(self.pictures, [pg.open_image(p.source, max_pixels=self.args.max_pixels) for p in self.pictures])]
+            yield [Example(self.pictures, [pg.processor.load_image(p.source) for p in self.pictures])]
             return
         step = self.args.batch_size
         with tqdm(total=len(self.pictures), unit="picture", delay=PATIENCE_S, disable=None, leave=False) as bar:
@@ -112,7 +113,7 @@ class Gallery:
 
     def _open(self, pg: "PaliGemma", picture: Picture) -> Example | None:
         try:
-            return Example([picture], [pg.open_image(picture.source, max_pixels=self.args.max_pixels)])
+            return Example([picture], [pg.processor.load_image(picture.source)])
         except ImageError as error:
             if len(self.pictures) == 1:
                 raise
@@ -171,7 +172,9 @@ def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     """Rows as aligned columns two spaces apart; columns in `right` are right-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
     return "\n".join(
-        "  ".join(cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+        "  ".join(
+            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
         for row in rows
     )
 

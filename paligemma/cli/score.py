@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="files, folders, globs, or - for stdin")
     parser.add_argument("--prompt", metavar="TEXT", help="the prefix; may be empty")
     parser.add_argument("--suffix", action="append", default=[], metavar="TEXT", help="an answer to score; repeat it")
-    parser.add_argument("--allow-special", action="store_true", help="let control tokens such as <eos> stand in the prompt")
+    parser.add_argument(
+        "--allow-special", action="store_true", help="let control tokens such as <eos> stand in the prompt"
+    )
     add_output_options(parser)
     add_picture_options(parser)
     add_model_options(parser)
@@ -34,9 +36,13 @@ def run(args: argparse.Namespace) -> int:
     pg = load_model(args)
     for batch in gallery.batches(pg):
         for example in batch:
-            scores = [float(s) for s in pg.score(example.image, args.prompt, args.suffix, allow_special=args.allow_special)]
+            scores = [
+                float(s) for s in pg.score(example.image, args.prompt, args.suffix, allow_special=args.allow_special)
+            ]
             if args.json:
-                found = [{"suffix": suffix, "logprob": score} for suffix, score in zip(args.suffix, scores, strict=True)]
+                found = [
+                    {"suffix": suffix, "logprob": score} for suffix, score in zip(args.suffix, scores, strict=True)
+                ]
                 print(json.dumps({"image": example.name, "scores": found}, ensure_ascii=False), flush=True)
                 continue
             if gallery.n_examples > 1:
