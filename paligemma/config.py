@@ -15,6 +15,7 @@ Resize = Literal["hf_bicubic", "bv_bilinear", "bv_bilinear_aa", "float_bilinear_
 Separator = Literal["apart", "joint"]
 SpecialTokens = Literal["text", "parse"]
 Alpha = Literal["drop", "white"]
+MaskEdges = Literal["cut", "round"]
 FinalCap = Literal["everywhere", "later_steps"]
 EmbedScale = Literal["table_dtype", "float32", "bfloat16"]
 Beams = Literal["bv", "hf"]
@@ -156,12 +157,16 @@ class ProcessingConfig:
     exif_orientation: bool = True  # bv ignores it; applied only to files and bytes that we decode ourselves
     separator: Separator = "apart"  # bv tokenises "\n" on its own ("apart"), hf together with the prompt ("joint")
     special_tokens: SpecialTokens = "text"  # "<eos>" inside a prompt: plain characters (bv) or the control id (hf)
+    # A mask is pasted into a box of whole pixels: its edges rounded (the published demo), or their fractions cut off
+    # (big_vision's evaluator), which moves half of all edges by a pixel.
+    mask_edges: MaskEdges = "round"
 
     def __post_init__(self) -> None:
         _one_of("ProcessingConfig", "resize", self.resize, Resize)
         _one_of("ProcessingConfig", "alpha", self.alpha, Alpha)
         _one_of("ProcessingConfig", "separator", self.separator, Separator)
         _one_of("ProcessingConfig", "special_tokens", self.special_tokens, SpecialTokens)
+        _one_of("ProcessingConfig", "mask_edges", self.mask_edges, MaskEdges)
 
 
 @dataclass(frozen=True, kw_only=True)
