@@ -30,9 +30,7 @@ def tiny_config(generation: int, *, rows: int = 1216, resolution: int = 42) -> P
 
 def random_state(config: PaliGemmaConfig, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.randn(shape, generator=generator).to(dtype) for name, shape in native_shapes(config).items()
-    }
+    return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in native_shapes(config).items()}
 
 
 def as_npz_could_know(config: PaliGemmaConfig) -> PaliGemmaConfig:

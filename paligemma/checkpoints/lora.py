@@ -30,6 +30,10 @@ from paligemma.config import PaliGemmaConfig
 from paligemma.errors import CheckpointError
 
 _Kind = Literal["A", "B", "embedding_A", "embedding_B", "magnitude"]
+_UNTIED = (
+    "{} the embedding table and the output head apart: PaliGemma ties the two, so no merged weights can hold both. "
+    "Train with ensure_weight_tying=True, or leave embed_tokens and lm_head out."
+)
 _NAME = re.compile(
     r"(?P<module>.+?)\.(?:lora_(?P<pair>A|B|embedding_A|embedding_B)|lora_(?P<magnitude>magnitude)_vector)"
     r"(?:\.(?!weight$|bias$)[^.]+)?(?P<leaf>\.weight|\.bias)?"
@@ -126,12 +130,7 @@ class _Reader:
                 parts[module][kind] = name
             else:
                 self._replacement(name, plain, replaced)
-        head = replaced.pop(hugging_face.HEAD_NAME, None)
-        if head is not None and not (TABLE in replaced and torch.equal(head, replaced[TABLE])):
-            raise CheckpointError(
-                f"{self.path}: trained lm_head apart from the embedding table: PaliGemma ties the two, so the adapter "
-                "cannot be merged. Train it without lm_head in modules_to_save."
-            )
+        self._require_tied_replacement(replaced)
         deltas = self._deltas(parts)
         missing, extra = _compare(self.settings, list(parts), self.natives)
         problems = [f"{module} is targeted, but has no tensors" for module in missing]
@@ -150,10 +149,7 @@ class _Reader:
         for module, kinds in parts.items():
             inner = hugging_face.normalise(f"{module}.weight")
             if inner == hugging_face.HEAD_NAME:
-                raise CheckpointError(
-                    f"{self.path}: LoRA on lm_head: PaliGemma ties it to the embedding table, so it cannot be merged. "
-                    "Train an adapter without lm_head."
-                )
+                continue  # settled with the embedding table below
             native = self.natives.get(inner)
             if native is None:
                 self.unknown.extend(kinds.values())
@@ -161,7 +157,28 @@ class _Reader:
             if native in deltas:
                 raise CheckpointError(f"{self.path}: two LoRA pairs for {native}, one at {module}: expected one.")
             deltas[native] = self._delta(module, native, kinds)
+        self._require_tied_delta(deltas.get(TABLE), parts)
         return deltas
+
+    def _require_tied_delta(self, table: Delta | None, parts: Mapping[str, Mapping[str, str]]) -> None:
+        """LoRA on the embedding table must act on the head alike (`ensure_weight_tying`), or nothing tied can hold it."""
+        head = next(
+            (k for m, k in parts.items() if hugging_face.normalise(f"{m}.weight") == hugging_face.HEAD_NAME), None
+        )
+        if head is None and table is None:
+            return
+        if head is None or table is None or not {"A", "B"} <= set(head):
+            raise CheckpointError(f"{self.path}: {_UNTIED.format('LoRA on')}")
+        a, b = self.file.read(head["A"]), self.file.read(head["B"])
+        if not (torch.equal(a, table.b.T) and torch.equal(b, table.a.T)):
+            raise CheckpointError(f"{self.path}: {_UNTIED.format('LoRA on')}")
+
+    def _require_tied_replacement(self, replaced: dict[str, Tensor]) -> None:
+        head, table = replaced.pop(hugging_face.HEAD_NAME, None), replaced.get(TABLE)
+        if (head is None) != (table is None) or (
+            head is not None and table is not None and not torch.equal(head, table)
+        ):
+            raise CheckpointError(f"{self.path}: {_UNTIED.format('training')}")
 
     def _delta(self, module: str, native: str, kinds: Mapping[str, str]) -> Delta:
         is_embedding = "embedding_A" in kinds
