@@ -130,7 +130,8 @@ def npz_arrays(config: PaliGemmaConfig, seed: int = 0) -> dict[str, np.ndarray]:
     if t.post_norms:
         llm |= {"post_attention_norm/scale": (t.width,), "post_ffw_norm/scale": (t.width,)}
     shapes = {
-        "params/img/embedding/kernel": (v.patch_size, v.patch_size, 3, v.width), "params/img/embedding/bias": (v.width,),
+        "params/img/embedding/kernel": (v.patch_size, v.patch_size, 3, v.width),
+        "params/img/embedding/bias": (v.width,),
         "params/img/pos_embedding": (1, v.n_image_tokens, v.width),
         **{f"{img}/{name}": (v.depth, *shape) for name, shape in block.items()},
         "params/img/Transformer/encoder_norm/scale": (v.width,), "params/img/Transformer/encoder_norm/bias": (v.width,),

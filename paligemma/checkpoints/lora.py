@@ -161,10 +161,9 @@ class _Reader:
         return deltas
 
     def _require_tied_delta(self, table: Delta | None, parts: Mapping[str, Mapping[str, str]]) -> None:
-        """LoRA on the embedding table must act on the head alike (`ensure_weight_tying`), or nothing tied can hold it."""
-        head = next(
-            (k for m, k in parts.items() if hugging_face.normalise(f"{m}.weight") == hugging_face.HEAD_NAME), None
-        )
+        """LoRA on the embedding table must act on the head alike (`ensure_weight_tying`): merged, they are one."""
+        by_inner = {hugging_face.normalise(f"{module}.weight"): kinds for module, kinds in parts.items()}
+        head = by_inner.get(hugging_face.HEAD_NAME)
         if head is None and table is None:
             return
         if head is None or table is None or not {"A", "B"} <= set(head):
@@ -175,9 +174,9 @@ class _Reader:
 
     def _require_tied_replacement(self, replaced: dict[str, Tensor]) -> None:
         head, table = replaced.pop(hugging_face.HEAD_NAME, None), replaced.get(TABLE)
-        if (head is None) != (table is None) or (
-            head is not None and table is not None and not torch.equal(head, table)
-        ):
+        if head is None and table is None:
+            return
+        if head is None or table is None or not torch.equal(head, table):
             raise CheckpointError(f"{self.path}: {_UNTIED.format('training')}")
 
     def _delta(self, module: str, native: str, kinds: Mapping[str, str]) -> Delta:
@@ -215,8 +214,12 @@ class _Reader:
         module, _, leaf = cleaned.rpartition(".")
         inner = hugging_face.normalise(cleaned)
         native = TABLE if inner == hugging_face.HEAD_NAME else self.natives.get(inner)  # a head of the same shape
+        is_head = inner == hugging_face.HEAD_NAME  # saved along with a table that it is tied to
         wanted = (
-            self.settings.saves(module) or ".base_layer." in plain or (leaf == "bias" and self.settings.bias != "none")
+            self.settings.saves(module)
+            or (is_head and self.settings.saves("embed_tokens"))
+            or ".base_layer." in plain
+            or (leaf == "bias" and self.settings.bias != "none")
         )
         if native is None or not wanted:
             self.unknown.append(name)
@@ -227,7 +230,7 @@ class _Reader:
                 f"{self.path}: {name} has shape {list(tensor.shape)}: expected {list(self.shapes[native])} for "
                 f"{native}. Use it with the model it was trained on."
             )
-        replaced[inner if inner == hugging_face.HEAD_NAME else native] = tensor
+        replaced[inner if is_head else native] = tensor
 
 
 def _natives(config: PaliGemmaConfig) -> dict[str, str]:

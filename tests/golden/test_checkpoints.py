@@ -1,4 +1,4 @@
-"""The reference parameters, read and written back bit for bit, and as the reference loads them at another resolution."""
+"""The reference parameters, bit for bit there and back, and as the reference loads them at another resolution."""
 
 import json
 from pathlib import Path

@@ -23,7 +23,8 @@ def hf_model(generation: int, **text: object):
         text_config={
             "model_type": "gemma2" if generation == 2 else "gemma", "hidden_size": 40, "intermediate_size": 72,
             "num_attention_heads": 4, "num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 16,
-            "vocab_size": 1216, **({"query_pre_attn_scalar": 12, "sliding_window": 8} if generation == 2 else {}), **text,
+            "vocab_size": 1216, **text,
+            **({"query_pre_attn_scalar": 12, "sliding_window": 8} if generation == 2 else {}),
         },
         vision_config={
             "model_type": "siglip_vision_model", "hidden_size": 24, "intermediate_size": 44, "num_attention_heads": 3,
