@@ -20,7 +20,7 @@ def resample_position_embedding(table_PW: Tensor, grid: int) -> Tensor:
         grid: patches per side wanted.
 
     Returns:
-        [grid * grid, W] in the table's dtype, interpolated in float32.
+        [grid * grid, W] in the table's dtype, interpolated in float64: float32 source coordinates are off by 1e-5.
 
     Raises:
         ShapeError: the table is not square.
@@ -31,6 +31,6 @@ def resample_position_embedding(table_PW: Tensor, grid: int) -> Tensor:
         raise ShapeError(f"position table has {rows} rows: expected a square number (256, 1024, 4096).")
     if old == grid:
         return table_PW
-    square = table_PW.float().reshape(1, old, old, width).permute(0, 3, 1, 2)
+    square = table_PW.double().reshape(1, old, old, width).permute(0, 3, 1, 2)
     new = F.interpolate(square, size=(grid, grid), mode="bilinear", align_corners=True)
     return new.permute(0, 2, 3, 1).reshape(grid * grid, width).to(table_PW.dtype)
