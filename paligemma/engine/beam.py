@@ -270,7 +270,7 @@ class _Search:
 
 
 def top_first(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest along the last dim, descending; of equals the lowest index first, which `torch.topk` does not promise."""
+    """The k highest along the last dim, descending; of equals the lowest index first (`torch.topk` promises none)."""
     top = values.topk(k, dim=-1).values
     reached = (values >= top[..., -1:]).sum(dim=-1)
     if bool((reached != k).any()):  # more values tie with the last one than there is room for
