@@ -159,6 +159,12 @@ class NpzFile:
         self._zip.close()
         self._close_file()
 
+    def __enter__(self) -> "NpzFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def _close_file(self) -> None:
         if self._file is not None:
             self._file.close()
