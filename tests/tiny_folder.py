@@ -29,12 +29,18 @@ CONFIG = PaliGemmaConfig(
 
 
 def random_model(seed: int = 0, config: PaliGemmaConfig = CONFIG) -> PaliGemmaModel:
-    """Weights wide enough apart that greedy choices are no ties, and answers that differ between pictures."""
+    """Weights under which answers are lively: they differ between pictures, hold boxes, and end at unlike lengths."""
     generator = torch.Generator().manual_seed(seed)
     model = init_weights(PaliGemmaModel(config, dtype=torch.float32), generator, zero_projector=False).eval()
     with torch.no_grad():
-        model.projector.weight.mul_(6)
-        model.text.embedding.weight.normal_(0, 0.35, generator=generator)
+        model.projector.weight.mul_(8)
+        table = model.text.embedding.weight
+        table.normal_(0, 0.05, generator=generator)  # small, or every token would just repeat itself
+        table[config.tokens.eos] *= 2.0
+        for block in model.text.blocks:
+            block.post_mlp_norm.scale.fill_(7)
+            block.mlp.gate.weight.mul_(4)
+        model.text.final_norm.scale.fill_(9)  # logits far enough apart that no greedy choice is a tie
     return model
 
 

@@ -101,6 +101,7 @@ class PaliGemma:
         *,
         lang: str = "en",
         max_new_tokens: int | None = None,
+        allow_special: bool = False,
     ) -> Answer:
         """Answer a question about a picture.
 
@@ -109,8 +110,12 @@ class PaliGemma:
                 `Answer.choices` holds them best first with probabilities that sum to 1.
             lang: language code of the answer.
             max_new_tokens: longest answer; default 48.
+            allow_special: let control tokens such as "<eos>" stand in the question.
         """
-        (found,) = self.batch("answer", [image], [question], choices=choices, lang=lang, max_new_tokens=max_new_tokens)
+        (found,) = self.batch(
+            "answer", [image], [question], choices=choices, lang=lang, max_new_tokens=max_new_tokens,
+            allow_special=allow_special,
+        )  # fmt: skip
         return found  # type: ignore[no-any-return]
 
     def question(self, image: Pictures, answer: str, *, lang: str = "en", max_new_tokens: int | None = None) -> Answer:

@@ -5,6 +5,7 @@ import torch
 
 from paligemma.api.arguments import pictures_of
 from paligemma.api.encoded import EncodedImage
+from paligemma.api.requests import Subject
 from paligemma.errors import ImageError, OptionError, ShapeError
 
 
@@ -13,12 +14,12 @@ def handle(*sizes_hw: tuple[int, int], tokens: int = 4) -> EncodedImage:
 
 
 def test_boxes_refer_to_the_one_size_that_all_pictures_share():
-    assert handle((6, 8)).size_hw == (6, 8)
-    assert handle((6, 8), (6, 8)).size_hw == (6, 8)
+    assert Subject(((6, 8),)).size_hw == (6, 8)
+    assert Subject(((6, 8), (6, 8))).size_hw == (6, 8)
     with pytest.raises(OptionError, match="8×6, 6×8"):
-        _ = handle((6, 8), (8, 6)).size_hw
-    with pytest.raises(OptionError, match="these have none"):
-        _ = handle().size_hw
+        _ = Subject(((6, 8), (8, 6))).size_hw
+    with pytest.raises(OptionError, match="no picture at all"):
+        _ = Subject(()).size_hw
 
 
 def test_handles_join_in_reading_order():
