@@ -14,23 +14,26 @@ from paligemma import draw
 from paligemma.data.world import render, sample_scene
 
 
-def world(seed: int) -> Image.Image:
-    return Image.fromarray(render(sample_scene(seed, "full", "held_out")).image)
+def world(seed: int) -> tuple[Image.Image, list[str]]:
+    """A held-out picture and the colours and shapes in it."""
+    scene = sample_scene(seed, "full", "held_out")
+    labels = dict.fromkeys(f"{thing.colour} {thing.shape}" for thing in scene.things if thing.kind == "shape")
+    return Image.fromarray(render(scene).image), list(labels)
 
 
 def main(folder: Path) -> None:
     pg = paligemma.load("tiny")
     shapes = Image.open(str(files("paligemma") / "assets" / "example" / "shapes.png"))
     wanted = ["red circle", "blue square", "green triangle", "purple star", "orange heart"]
-    fork = world(5)
+    (one, in_one), (two, in_two) = world(0), world(5)
     jobs = {
         "1-caption": (shapes, "caption en", pg.caption(shapes)),
         "2-ask": (shapes, "what is left of the star?", pg.answer(shapes, "what is left of the star?")),
         "3-detect": (shapes, f"detect {' ; '.join(wanted)}", pg.detect(shapes, wanted)),
         "4-segment": (shapes, f"segment {' ; '.join(wanted)}", pg.segment(shapes, wanted)),
-        "5-read": (fork, "ocr", pg.read(fork)),
-        "6-detect-cross": (fork, "detect cross ; rectangle", pg.detect(fork, ["cross", "rectangle"])),
-        "7-segment-star": (world(0), "segment star", pg.segment(world(0), ["star"])),
+        "5-read": (two, "ocr", pg.read(two)),
+        "6-detect": (one, f"detect {' ; '.join(in_one)}", pg.detect(one, in_one)),
+        "7-segment": (two, f"segment {' ; '.join(in_two)}", pg.segment(two, in_two)),
         "8-choose": (shapes, "what colour is the heart?", pg.answer(
             shapes, "what colour is the heart?", choices=["red", "orange", "yellow", "pink"])),
     }  # fmt: skip
@@ -39,7 +42,7 @@ def main(folder: Path) -> None:
     for name, (picture, asked, result) in jobs.items():
         overlay, *masks = draw.save(folder, name, picture, result, prompt=asked)
         pages.append(Image.open(overlay))
-        print(f"{overlay}   {asked} → {getattr(result, 'raw', '') or getattr(result, 'text', '')}")
+        print(f"{overlay}   {asked} → {' '.join(result.raw.split())[:160]}")
         for mask in masks:
             print(f"    {mask}")
     draw.sheet(pages, columns=4, cell_px=420).save(folder / "overview.png")
