@@ -1,8 +1,8 @@
 """Processor beside `transformers` (5.23): ids, masks, labels and pixels, value for value.
 
 Both read one small vocabulary, ours as SentencePiece model, theirs as the `tokenizer.json` that ours is saved as, so
-the conversion is tested along. With `separator="joint"` and `special_tokens="parse"` ours is theirs; with the defaults it
-differs only where documented.
+the conversion is tested along. With `separator="joint"` and `special_tokens="parse"` ours is theirs; with the defaults
+it differs only where documented.
 """
 
 from pathlib import Path
