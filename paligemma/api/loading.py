@@ -69,8 +69,9 @@ def load(
         max_pixels: largest picture that the model will open, against decompression bombs; None for any.
         progress: draw a bar on stderr when it takes more than two seconds.
         choices: fields on which the references disagree, by name, instead of what the checkpoint's own files say:
-            resize, alpha, exif_orientation, separator, special_tokens (`ProcessingConfig`); attn_logits_softcap,
-            final_logits_softcap, sliding_window, final_cap, embed_scale (`TextConfig`); beams (`PaliGemmaConfig`).
+            resize, alpha, exif_orientation, separator, special_tokens, mask_edges (`ProcessingConfig`);
+            attn_logits_softcap, final_logits_softcap, sliding_window, final_cap, embed_scale (`TextConfig`); beams
+            (`PaliGemmaConfig`).
 
     Raises:
         OptionError: a name, device, dtype or choice that does not exist.
@@ -163,11 +164,11 @@ def find(name: str | Path, revision: str | None = None) -> Path:
     """
     if str(name) not in EMBEDDED:
         return resolve(name, revision)
+    if revision is not None:
+        raise OptionError(f"revision={revision!r} for the embedded model: only hub ids have one. Leave it out.")
     path = Path(str(files("paligemma") / "assets" / str(name)))
     if not path.is_dir():
         raise CheckpointError(f"the embedded model '{name}' is missing: expected {path}. Install the package again.")
-    if revision is not None:
-        raise OptionError(f"revision={revision!r} for the embedded model: only hub ids have one. Leave it out.")
     return path
 
 

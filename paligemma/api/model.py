@@ -31,7 +31,6 @@ from paligemma.models.paligemma import PaliGemmaModel
 from paligemma.processing.batch import Batch
 from paligemma.processing.processor import Processor
 from paligemma.results import Answer, Caption, Detections, Generation, ReadText, Segments
-from paligemma.tasks import MaskDecoder
 
 BATCH_SIZE = 8
 DEFAULT_NEW_TOKENS = 128  # of a raw prompt, whose task is unknown
@@ -194,7 +193,9 @@ class PaliGemma:
         for chunk in chunks(len(examples), batch_size):
             handles = self._encode([examples[i] for i in chunk])
             requests = [
-                VERBS[verb](Subject(handle.sizes_hw, self._mask_decoder), *rows[i], **options)
+                VERBS[verb](
+                    Subject(handle.sizes_hw, self._mask_decoder, self.config.processing.mask_edges), *rows[i], **options
+                )
                 for handle, i in zip(handles, chunk, strict=True)
             ]
             results += self._fulfil(handles, requests, allow_special, longest)
@@ -325,9 +326,9 @@ class PaliGemma:
     def _eos(self) -> int:
         return self.config.tokens.eos
 
-    @property
-    def _mask_decoder(self) -> MaskDecoder | None:
-        return None if self.mask_vae is None else self.mask_vae.decode_array
+    def _subject(self, handle: EncodedImage) -> Subject:
+        decoder = None if self.mask_vae is None else self.mask_vae.decode_array
+        return Subject(handle.sizes_hw, decoder, self.config.processing.mask_edges)
 
     @torch.no_grad()  # not inference_mode: a handle may take part in training the decoder
     def _encode(self, examples: Sequence[Pictures]) -> list[EncodedImage]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paligemma.config import MaskEdges
 from paligemma.errors import OptionError
 from paligemma.results import Answer, Choice, Generation
 from paligemma.tasks import TASKS, MaskDecoder
@@ -28,10 +29,12 @@ class Subject:
     Attributes:
         sizes_hw: height and width of each picture of the example.
         mask_decoder: int[n, 16] → float32[n, 64, 64]; None where there is none.
+        mask_edges: how a mask's box becomes whole pixels.
     """
 
     sizes_hw: tuple[tuple[int, int], ...]
     mask_decoder: MaskDecoder | None = None
+    mask_edges: MaskEdges = "round"
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -103,7 +106,8 @@ def _segment(subject: Subject, labels: str | Iterable[str], *, min_score: float 
             "no mask decoder: segment needs the VQ-VAE that turns mask tokens into masks. Put the published file "
             f"beside the weights or give mask_vae=FILE (--mask-vae FILE): {VAE_URL}"
         )
-    return Request(TASKS["segment"].prefix(_labels(labels)), _reader("segment", subject, min_score))
+    read = _reader("segment", subject, min_score, edges=subject.mask_edges)
+    return Request(TASKS["segment"].prefix(_labels(labels)), read)
 
 
 def _read(subject: Subject) -> Request:
@@ -138,7 +142,7 @@ def _labels(labels: str | Iterable[str]) -> list[str]:
     return list(labels)
 
 
-def _reader(task: str, subject: Subject, min_score: float = 0.0) -> Callable[[Generation], Any]:
+def _reader(task: str, subject: Subject, min_score: float = 0.0, **options: Any) -> Callable[[Generation], Any]:
     if not 0.0 <= min_score <= 1.0:
         raise OptionError(f"min_score={min_score}: expected a probability between 0 and 1.")
     # Pictures of unlike sizes may be captioned and asked about; words and boxes found in them have no one place.
@@ -150,6 +154,7 @@ def _reader(task: str, subject: Subject, min_score: float = 0.0) -> Callable[[Ge
             size_hw=size_hw,
             token_logprobs=list(zip(generation.pieces, generation.logprobs, strict=True)),
             mask_decoder=subject.mask_decoder,
+            **options,
         )
         if task in _WITH_BOXES and generation.finish_reason == "length":
             result = _with_problem(
