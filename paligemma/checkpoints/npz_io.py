@@ -64,11 +64,13 @@ class NpzFile:
             self._file = file
             self._zip = zipfile.ZipFile(file)
             members = [m for m in self._zip.infolist() if not m.is_dir()]
+            if any(member.header_offset < 0 for member in members):
+                raise zipfile.BadZipFile("bytes are missing before its directory")
             self._entries = {m.filename.removesuffix(".npy"): self._header(m) for m in members}
         except _DAMAGED as error:
             self._close_file()
             raise CheckpointError(
-                f"{path}: not a whole .npz archive ({error}): its directory, at the end, cannot be read. "
+                f"{path}: not a whole .npz archive ({error}): expected a directory at its end and all arrays before. "
                 "The file is truncated or damaged; download it again."
             ) from None
         except BaseException:
