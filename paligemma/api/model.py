@@ -193,9 +193,7 @@ class PaliGemma:
         for chunk in chunks(len(examples), batch_size):
             handles = self._encode([examples[i] for i in chunk])
             requests = [
-                VERBS[verb](
-                    Subject(handle.sizes_hw, self._mask_decoder, self.config.processing.mask_edges), *rows[i], **options
-                )
+                VERBS[verb](self._subject(handle), *rows[i], **options)
                 for handle, i in zip(handles, chunk, strict=True)
             ]
             results += self._fulfil(handles, requests, allow_special, longest)

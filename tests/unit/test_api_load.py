@@ -94,7 +94,8 @@ def test_every_choice_can_be_made_by_name(folder: Path):
     made = {
         "resize": "bv_bilinear", "alpha": "white", "exif_orientation": False, "separator": "joint",
         "special_tokens": "parse", "mask_edges": "cut", "attn_logits_softcap": None,
-        "final_logits_softcap": 20.0, "sliding_window": 5, "final_cap": "later_steps", "embed_scale": "float32", "beams": "hf",
+        "final_logits_softcap": 20.0, "sliding_window": 5, "final_cap": "later_steps", "embed_scale": "float32",
+        "beams": "hf",
     }  # fmt: skip
     assert set(made) == set(CHOICES)
     config = paligemma.load(folder, **made).config
