@@ -18,6 +18,7 @@ from paligemma.data.world.questions import ask_everything
 from paligemma.models.mask_vae import MaskVae
 from paligemma.processing.image import to_pixels
 from paligemma.processing.tokenizer import Tokenizer
+from paligemma.recipes.tiny.patches import PatchTargets, patch_targets
 from paligemma.tasks.coords import box_to_tokens
 from paligemma.tasks.grammar import format_entries
 from paligemma.tasks.masks import crop_mask
@@ -27,10 +28,14 @@ from paligemma.tasks.masks import crop_mask
 class ExampleOptions:
     """What a training step sees.
 
-    `plain_share` of the pictures are plain, the rest full; each is asked `n_questions`, of which `everything_share`
-    list all that is in it (the held-out prompts do). Text beyond `max_text` tokens is cut.
+    The first `patch_steps` steps show `patch_images` pictures and ask nothing: they teach the image tower what lies in
+    each patch. After them a step has `n_images` pictures, `plain_share` of them plain, the rest full; each is asked
+    `n_questions`, of which `everything_share` list all that is in it (the held-out prompts do). Text beyond `max_text`
+    tokens is cut.
     """
 
+    patch_steps: int = 1_500
+    patch_images: int = 64
     n_images: int = 32
     n_questions: int = 6
     plain_share: float = 0.45
@@ -53,6 +58,7 @@ class Rows:
 @dataclass(frozen=True)
 class Step:
     pixels: Tensor  # float32[I, 3, R, R]
+    patches: PatchTargets
     groups: tuple[Rows, ...]
 
 
@@ -121,23 +127,30 @@ def _crop(drawn: Rendering, i: int) -> NDArray[np.float32]:
 def draw_step(config: PaliGemmaConfig, writer: SuffixWriter, options: ExampleOptions, step: int) -> Step:
     """Everything that one optimiser step sees."""
     rng = np.random.default_rng([options.seed, step])
-    pixels, asked, image = [], [], []
-    for i in range(options.n_images):
+    only_patches = step < options.patch_steps
+    pixels, patches, asked, image = [], [], [], []
+    for i in range(options.patch_images if only_patches else options.n_images):
         world: World = "plain" if rng.random() < options.plain_share else "full"
         scene = sample_scene(int(rng.integers(2**48)), world)
         drawn = render(scene)
         pixels.append(to_pixels(drawn.image, config.vision.resolution, config.processing.resize))
+        patches.append(patch_targets(scene, drawn, config.vision.grid))
+        if only_patches:
+            continue
         n_all = int(rng.binomial(options.n_questions, options.everything_share))
         questions = [ask_everything(scene, drawn, rng) for _ in range(n_all)]
         questions += ask(scene, drawn, rng, options.n_questions - n_all)
         asked += [(scene, drawn, question) for question in questions]
         image += [i] * len(questions)
+    targets = PatchTargets(*(torch.from_numpy(np.stack(column)) for column in zip(*patches, strict=True)))
     rows = list(zip(image, writer(asked), strict=True))
     rows.sort(key=lambda row: len(row[1][0]) + len(row[1][1]))
     # Rows of like length share a group, so that little is spent on padding; the longest few stand alone.
     bounds = [round(len(rows) * share) for share in (0, 0.5, 0.75, 0.92, 1)]
     groups = [rows[a:b] for a, b in itertools.pairwise(bounds) if b > a]
-    return Step(torch.stack([torch.as_tensor(p) for p in pixels]), tuple(_rows(g, options.max_text) for g in groups))
+    return Step(
+        torch.stack([torch.as_tensor(p) for p in pixels]), targets, tuple(_rows(g, options.max_text) for g in groups)
+    )
 
 
 def _rows(rows: list[tuple[int, tuple[list[int], list[int]]]], max_text: int) -> Rows:
@@ -162,7 +175,7 @@ def _rows(rows: list[tuple[int, tuple[list[int], list[int]]]], max_text: int) ->
 
 
 def to_device(step: Step, device: torch.device) -> Step:
-    groups = tuple(
-        Rows(**{f.name: getattr(g, f.name).to(device) for f in dataclasses.fields(Rows)}) for g in step.groups
-    )
-    return Step(step.pixels.to(device), groups)
+    def moved(part: Any) -> Any:
+        return type(part)(**{f.name: getattr(part, f.name).to(device) for f in dataclasses.fields(part)})
+
+    return Step(step.pixels.to(device), moved(step.patches), tuple(moved(group) for group in step.groups))

@@ -5,6 +5,7 @@ interrupted run goes on with the very next step. What is particular to this reci
 
 - location tokens are learned as places, not as names: their target is spread over neighbouring bins (`loc_sigma`, in
   bins, shrinking over the run) and their embeddings start as smooth functions of the coordinate;
+- the image tower learns what lies in each patch before it is asked anything, and keeps learning it (`patches.py`);
 - several questions share one run of the image tower;
 - the attention cap is off at first and acts only in the last part of the run: its float32 tanh is a quarter of a CPU
   step, and scores far below the cap of 50 hardly feel it.
@@ -28,6 +29,7 @@ from paligemma.models.gemma import GemmaAttention
 from paligemma.models.init import init_weights
 from paligemma.models.paligemma import PaliGemmaModel
 from paligemma.recipes.tiny.examples import ExampleOptions, Rows, Step, WorldSteps, to_device
+from paligemma.recipes.tiny.patches import PatchHeads, place_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,7 @@ class TrainOptions:
     betas: tuple[float, float] = (0.9, 0.98)
     clip_norm: float = 1.0
     ema: float = 0.998
+    patch_weight: float = 0.3  # of the patch lesson once questions are asked
     loc_sigma: tuple[float, float] = (12.0, 2.0)  # bins of 1/1023 of a side, at the start and at the end
     caps_from: float = 0.85  # share of the run after which the attention cap acts
     compile: bool = False
@@ -75,14 +78,16 @@ def train(
     if start_from is not None:
         model.load_state_dict(start_from)
     model.to(device)
+    heads = PatchHeads(config).to(device)
     average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(_groups(model, options), lr=options.lr, betas=options.betas, fused=True)
+    optimizer = torch.optim.AdamW(_groups(model, heads, options), lr=options.lr, betas=options.betas, fused=True)
     step = 0
     state_path = work / "state.pt"
     if state_path.exists():
         # Our own file, written below; weights_only keeps it to tensors and plain values.
         state = torch.load(state_path, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
+        heads.load_state_dict(state["heads"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
@@ -99,12 +104,15 @@ def train(
             break
         done = step / options.steps
         set_attention_cap(model, config if done >= options.caps_from else None)
-        lr = options.lr * min(1.0, (step + 1) / options.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        # Both parts of the run, patches alone and then questions, begin with a short ramp.
+        ramp = step - examples.patch_steps if step >= examples.patch_steps else step
+        lr = options.lr * min(1.0, (ramp + 1) / options.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         for group in optimizer.param_groups:
             group["lr"] = lr
         start, end = options.loc_sigma
         sigma = start * (end / start) ** done
-        sums = step_loss(model, to_device(batch, device), sigma)
+        weight = 1.0 if step < examples.patch_steps else options.patch_weight
+        sums = step_loss(model, heads, to_device(batch, device), sigma, weight)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(sums["loss"])
         torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
@@ -115,17 +123,19 @@ def train(
         for name, value in sums.items():
             seen[name] = 0.98 * seen.get(name, value.item()) + 0.02 * value.item()
         if step % 25 == 0:
-            rate = examples.n_images * (step - first) / (time.monotonic() - started)
+            rate = len(batch.pixels) * (step - first) / (time.monotonic() - started)
             told = " ".join(f"{name} {value:.3f}" for name, value in seen.items())
             print(f"step {step} lr {lr:.2e} sigma {sigma:.1f} {told} {rate:.0f} pictures/s", flush=True)
         if time.monotonic() - saved > 60 * options.save_minutes:
-            _save(work, model, average, optimizer, step, options)
+            _save(work, model, heads, average, optimizer, step, options)
             saved = time.monotonic()
-    _save(work, model, average, optimizer, step, options)
+    _save(work, model, heads, average, optimizer, step, options)
     return step >= options.steps
 
 
-def step_loss(model: PaliGemmaModel, step: Step, sigma: float) -> dict[str, Tensor]:
+def step_loss(
+    model: PaliGemmaModel, heads: PatchHeads, step: Step, sigma: float, patch_weight: float
+) -> dict[str, Tensor]:
     """Weighted mean over the supervised tokens of all groups; also the plain means of places, masks and words.
 
     A token of a suffix of n weighs n^-0.5: by tokens alone, captions and masks would drown the one-word answers; by
@@ -136,6 +146,7 @@ def step_loss(model: PaliGemmaModel, step: Step, sigma: float) -> dict[str, Tens
     total = weight_sum = torch.zeros((), device=step.pixels.device)
     with torch.autocast(step.pixels.device.type, torch.bfloat16):
         embeds = model.embed_image(step.pixels)
+        patches = heads.loss(model, embeds, step.patches, sigma)
         for rows in step.groups:
             logits, targets = _predict(model, embeds, rows)
             weights = rows.mask_loss.sum(dim=1, keepdim=True).float().rsqrt().expand_as(rows.mask_loss)[rows.mask_loss]
@@ -148,20 +159,8 @@ def step_loss(model: PaliGemmaModel, step: Step, sigma: float) -> dict[str, Tens
             for kind, chosen in (("loc", is_loc), ("seg", is_seg), ("text", ~is_loc & ~is_seg)):
                 kinds[kind].append(losses.detach()[chosen])
     means = {kind: torch.cat(values).mean() for kind, values in kinds.items() if sum(v.numel() for v in values)}
-    return {"loss": total / weight_sum.clamp_min(1e-6), **means}
-
-
-def place_loss(logits: Tensor, bins: Tensor, loc_start: int, sigma: float) -> Tensor:
-    """Cross-entropy against a normal curve of `sigma` bins around the true bin, minus that curve's entropy.
-
-    A miss by two bins costs little and by two hundred much, which plain cross-entropy does not know. Without the
-    entropy, 0 is perfect at every sigma.
-    """
-    place = torch.arange(1024, device=bins.device, dtype=torch.float32)
-    target = torch.softmax(-((place - bins[:, None].float()) ** 2) / (2 * sigma**2), dim=-1)
-    logp = F.log_softmax(logits.float(), dim=-1)[:, loc_start : loc_start + 1024]
-    entropy: Tensor = torch.special.entr(target).sum(dim=-1)
-    return -(target * logp).sum(dim=-1) - entropy
+    loss = total / weight_sum.clamp_min(1e-6) + patch_weight * torch.stack(list(patches.values())).sum()
+    return {"loss": loss, **means, **{name: value.detach() for name, value in patches.items()}}
 
 
 def _predict(model: PaliGemmaModel, embeds: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -196,9 +195,10 @@ def set_attention_cap(model: PaliGemmaModel, config: PaliGemmaConfig | None) -> 
             module.softcap = config.text.attn_logits_softcap if config else None
 
 
-def _groups(model: PaliGemmaModel, options: TrainOptions) -> list[dict[str, Any]]:
-    matrices = [p for name, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in name]
-    rest = [p for name, p in model.named_parameters() if p.ndim < 2 or "embedding" in name]
+def _groups(model: PaliGemmaModel, heads: PatchHeads, options: TrainOptions) -> list[dict[str, Any]]:
+    named = [*model.named_parameters(), *heads.named_parameters()]
+    matrices = [p for name, p in named if p.ndim >= 2 and "embedding" not in name]
+    rest = [p for name, p in named if p.ndim < 2 or "embedding" in name]
     return [{"params": matrices, "weight_decay": options.weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
@@ -215,6 +215,7 @@ def _steps(
 def _save(
     work: Path,
     model: PaliGemmaModel,
+    heads: PatchHeads,
     average: PaliGemmaModel,
     optimizer: torch.optim.Optimizer,
     step: int,
@@ -222,6 +223,7 @@ def _save(
 ) -> None:
     state = {
         "model": model.state_dict(),
+        "heads": heads.state_dict(),
         "average": average.state_dict(),
         "optimizer": optimizer.state_dict(),
         "step": step,
