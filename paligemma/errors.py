@@ -68,7 +68,9 @@ class MissingExtra(PaliGemmaError, ImportError):
     """An optional dependency is not installed."""
 
     def __init__(self, module: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package '{module}': it is not installed. pip install 'paligemma[{extra}]'")
+        super().__init__(
+            f"{purpose} needs the package '{module}': it is not installed. pip install 'paligemma[{extra}]'"
+        )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

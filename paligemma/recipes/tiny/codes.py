@@ -72,7 +72,7 @@ def train_mask_vae(path: Path, *, n_crops: int = 12_000, steps: int = 3_000, bat
             out = vae.decode_features(features + (quantised - features).detach())
         loss = F.mse_loss(out, masks * 2 - 1) + COMMITMENT * F.mse_loss(features, quantised.detach())
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         if step % 250 == 0:
