@@ -56,8 +56,8 @@ def resolve(
 def _repository(name: str) -> str:
     if _SHORT.fullmatch(name):
         return f"google/{name}"
-    is_path = name.startswith((".", "/", "~")) or name.endswith(_WEIGHTS) or name.count("/") > 1 or "\\" in name
-    if is_path:
+    file, _ = split_subkey(name)
+    if name.startswith((".", "/", "~")) or file.suffix in _WEIGHTS or name.count("/") > 1 or "\\" in name:
         raise CheckpointError(f"{name}: no such file or folder: expected a checkpoint. Check the path.")
     if name.count("/") != 1:
         raise HubError(
