@@ -34,8 +34,8 @@ class ExampleOptions:
     tokens is cut.
     """
 
-    patch_steps: int = 1_500
-    patch_images: int = 64
+    patch_steps: int = 900
+    patch_images: int = 48
     n_images: int = 32
     n_questions: int = 6
     plain_share: float = 0.45

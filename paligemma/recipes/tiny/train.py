@@ -4,7 +4,7 @@ A short loop, on purpose: one optimiser, one cosine, an average of the weights, 
 interrupted run goes on with the very next step. What is particular to this recipe:
 
 - location tokens are learned as places, not as names: their target is spread over neighbouring bins (`loc_sigma`, in
-  bins, shrinking over the run) and their embeddings start as smooth functions of the coordinate;
+  bins, shrinking over the run);
 - the image tower learns what lies in each patch before it is asked anything, and keeps learning it (`patches.py`);
 - several questions share one run of the image tower;
 - the attention cap is off at first and acts only in the last part of the run: its float32 tanh is a quarter of a CPU
@@ -29,14 +29,14 @@ from paligemma.models.gemma import GemmaAttention
 from paligemma.models.init import init_weights
 from paligemma.models.paligemma import PaliGemmaModel
 from paligemma.recipes.tiny.examples import ExampleOptions, Rows, Step, WorldSteps, to_device
-from paligemma.recipes.tiny.patches import PatchHeads, place_loss
+from paligemma.recipes.tiny.patches import PatchHeads, begin_with_waves, place_loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     steps: int = 6_000
     lr: float = 1.5e-3
-    warmup: int = 200
+    warmup: int = 100
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
     clip_norm: float = 1.0
@@ -74,7 +74,7 @@ def train(
     torch.manual_seed(options.seed)
     model = PaliGemmaModel(config)
     init_weights(model, torch.Generator().manual_seed(options.seed), zero_projector=False)
-    smooth_location_rows(model)
+    begin_with_waves(model)
     if start_from is not None:
         model.load_state_dict(start_from)
     model.to(device)
@@ -175,17 +175,6 @@ def _predict(model: PaliGemmaModel, embeds: Tensor, rows: Rows) -> tuple[Tensor,
         keep=keep,
     )
     return logits, rows.tokens[rows.mask_loss]
-
-
-@torch.no_grad()
-def smooth_location_rows(model: PaliGemmaModel) -> None:
-    """Start the 1,024 location rows as waves of the coordinate: neighbours begin alike."""
-    tokens, table = model.config.tokens, model.text.embedding.weight
-    width = table.shape[1]
-    place = torch.linspace(0, 1, tokens.n_loc)[:, None]
-    frequency = torch.exp(torch.linspace(math.log(0.5), math.log(24.0), width // 2))
-    waves = torch.cat([torch.sin(2 * math.pi * frequency * place), torch.cos(2 * math.pi * frequency * place)], dim=1)
-    table[tokens.loc_start : tokens.loc_start + tokens.n_loc, : waves.shape[1]] = waves * width**-0.5
 
 
 def set_attention_cap(model: PaliGemmaModel, config: PaliGemmaConfig | None) -> None:
