@@ -49,9 +49,9 @@ def test_greedy_tokens_and_their_logits(pair):
             assert logprob == pytest.approx(float(logprobs[i, t, token]), abs=1e-4)
 
 
-@pytest.mark.parametrize("n_beams", [2, 3, 5])
 @pytest.mark.parametrize(
-    ("length_penalty", "early_stopping"), [(1.0, False), (1.0, True), (0.0, "never"), (2.0, "never"), (-0.5, False)]
+    ("n_beams", "length_penalty", "early_stopping"),
+    [(2, 1.0, False), (3, 1.0, True), (5, 0.0, "never"), (3, 2.0, "never"), (5, -0.5, False)],
 )
 def test_beam_tokens_and_scores(pair, n_beams, length_penalty, early_stopping):
     model, peer = pair
