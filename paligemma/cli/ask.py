@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--question", metavar="TEXT", help="the question, whatever it looks like")
     parser.add_argument("--choice", action="append", default=[], metavar="TEXT", help="a possible answer; repeat it")
     parser.add_argument("--lang", default="en", metavar="CODE", help="language of the answer (default: en)")
+    parser.add_argument("--allow-special", action="store_true", help="let control tokens stand in the question")
     add_verb_options(parser)
 
 
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
         return pg.batch(
             "answer", images, [question] * len(images), batch_size=args.batch_size,
             max_new_tokens=args.max_new_tokens, lang=args.lang, choices=args.choice or None,
+            allow_special=args.allow_special,
         )  # fmt: skip
 
     return answer_pictures(args, Gallery.of(args, pictures), ask, show, keeper)

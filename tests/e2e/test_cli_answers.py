@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -219,9 +220,32 @@ def test_choices_of_the_references_reach_the_model(model: str, pg: paligemma.Pal
     assert scored["scores"][0]["logprob"] != pytest.approx(pg.score("photos/1.png", "a", ["cat"])[0], abs=1e-4)
 
 
+def test_a_short_name_finds_the_model_in_the_hub_cache_without_a_network(model: str, pg: Any, photos: Path):
+    snapshot = Path("cache", "models--google--paligemma2-3b-mix-448", "snapshots", "c" * 40)
+    shutil.copytree(model, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("c" * 40)
+    words = ["caption", "photos/0.png", "--model", "paligemma2-3b-mix-448", "--max-new-tokens", "5"]
+    root = str(Path(__file__).parents[2])
+    env = {**os.environ, "PYTHONPATH": root, "HF_HUB_CACHE": str(Path("cache").resolve()), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-m", "paligemma", *words], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == pg.caption("photos/0.png", max_new_tokens=5).text + "\n"
+
+
+def test_eval_prints_a_table_and_saves_the_scores(model: str, photos: Path, capsys: pytest.CaptureFixture[str]):
+    status, out, err = run(capsys, "eval", "tiny", "--limit", "1", "--out", "scores.json", "--model", model)
+    assert status == 0
+    assert "saved scores.json" in err
+    saved = json.loads(Path("scores.json").read_text())
+    assert saved["plain"].keys() == saved["full"].keys()
+    assert "AP50" in out
+    assert "plain" in out.splitlines()[0]
+
+
 def test_the_program_leaves_quietly_when_its_reader_does(model: str, photos: Path):
     words = ["generate", *["photos"] * 10, "--prompt", "a", "--max-new-tokens", "2", "--json", "--model", model]
-    command = [sys.executable, "-m", "paligemma.cli.main", *words, "--batch-size", "1"]
+    command = [sys.executable, "-m", "paligemma", *words, "--batch-size", "1"]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
     assert program.stdout is not None
