@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from paligemma.checkpoints import big_vision, hugging_face, hugging_face_config
-from paligemma.checkpoints.files import Spec, TensorFile, is_float
+from paligemma.checkpoints.files import Scratch, Spec, TensorFile, is_float
 from paligemma.checkpoints.hub import hub_name
 from paligemma.checkpoints.identify import Format, identify, npz_in, refuse_pickle, split_subkey
 from paligemma.checkpoints.npz_io import NpzFile
-from paligemma.checkpoints.rules import POSITIONS, TABLE, Piece, match, native_shapes, rearrange, sizes_of
+from paligemma.checkpoints.rules import POSITIONS, TABLE, Piece, keeps_order, match, native_shapes, rearrange, sizes_of
 from paligemma.checkpoints.safetensors_io import SafetensorsFiles
 from paligemma.checkpoints.state import Progress, State
 from paligemma.config import PaliGemmaConfig
@@ -69,6 +69,7 @@ class Checkpoint(State):
         self.dropped = dropped
         self.changes: dict[str, Change] = {}
         self._file = file
+        self._scratch = Scratch()
         order = {name: i for i, name in enumerate(native_shapes(file_config))}
         self._pieces = {piece.native: piece for piece in sorted(pieces, key=lambda piece: order[piece.native])}
         self._sizes = sizes_of(file_config)
@@ -93,8 +94,10 @@ class Checkpoint(State):
     def get_as(self, name: str, dtype: torch.dtype | None) -> Tensor:
         """One tensor, copied at most once more than reading takes."""
         piece = self._pieces[name]
+        is_cast = dtype not in (None, self._file.specs[piece.foreign].dtype)
+        is_copied = name not in self.changes and (is_cast or not keeps_order(piece.dims, piece.native_dims))
         try:
-            raw = self._file.read(piece.foreign, piece.index)
+            raw = self._file.read(piece.foreign, piece.index, self._scratch if is_copied else None)
         except OSError as error:
             raise CheckpointError(f"{self._file.where(piece.foreign)}: {error.strerror}. Download it again.") from None
         if name in self.changes:

@@ -35,14 +35,29 @@ class Spec:
         return self.n_values * self.dtype.itemsize
 
 
+class Scratch:
+    """One buffer for tensors that are only read to be copied; reusing it keeps the heap whole and its pages warm."""
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor, valid until the next call."""
+        n_bytes = math.prod(shape) * dtype.itemsize
+        if n_bytes > len(self._bytes):
+            self._bytes = torch.empty(0, dtype=torch.uint8)  # let go of the old one first
+            self._bytes = torch.empty(n_bytes, dtype=torch.uint8)
+        return self._bytes[:n_bytes].view(dtype).reshape(shape)
+
+
 class TensorFile(Protocol):
     """A container of named tensors on disk."""
 
     @property
     def specs(self) -> Mapping[str, Spec]: ...
 
-    def read(self, name: str, index: tuple[int, ...] = ()) -> Tensor:
-        """`name[index]` in the dtype of the file, in memory of its own; leading axes only."""
+    def read(self, name: str, index: tuple[int, ...] = (), scratch: Scratch | None = None) -> Tensor:
+        """`name[index]` in the dtype of the file, leading axes only; in memory of its own, or in the scratch given."""
 
     def place(self, name: str) -> tuple[int, int]:
         """A sort key: reading tensors in this order walks through the file once."""

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from paligemma.errors import CheckpointError
 
-_CHUNK = 1 << 22  # values looked at together, so that the check needs little memory of its own
+_CHUNK = 1 << 20  # values looked at together, so that the check needs little memory of its own
 
 
 def describe_nonfinite(tensor: Tensor) -> str | None:

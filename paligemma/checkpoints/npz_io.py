@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paligemma.checkpoints.files import CHUNK_BYTES, Spec, byte_view
+from paligemma.checkpoints.files import CHUNK_BYTES, Scratch, Spec, byte_view
 from paligemma.errors import CheckpointError, PickleRefused
 
 _DTYPES: dict[str, torch.dtype] = {
@@ -96,7 +96,7 @@ class NpzFile:
     def place(self, name: str) -> tuple[int, int]:
         return 0, self._entries[name].member.header_offset
 
-    def read(self, name: str, index: tuple[int, ...] = ()) -> Tensor:
+    def read(self, name: str, index: tuple[int, ...] = (), scratch: Scratch | None = None) -> Tensor:
         entry = self._entries[name]
         if entry.is_fortran:
             return self._read_fortran(name, entry)[index].clone()
@@ -105,7 +105,7 @@ class NpzFile:
         number = 0
         for i, size in zip(index, entry.spec.shape, strict=False):
             number = number * size + i
-        out = torch.empty(rest, dtype=entry.spec.dtype)
+        out = (scratch or Scratch()).take(rest, entry.spec.dtype)
         self._fill(name, entry, number * slab, byte_view(out))
         return _swap_bytes(out) if entry.is_big_endian else out
 

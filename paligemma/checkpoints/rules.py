@@ -128,20 +128,31 @@ def shape_of(dims: str, sizes: Sizes) -> tuple[int, ...]:
 
 
 def rearrange(tensor: Tensor, dims: str, target: str, sizes: Sizes, *, dtype: torch.dtype | None = None) -> Tensor:
-    """`tensor` laid out as `dims`, copied once into the layout `target` (contiguous, in `dtype`)."""
-    have = [letter for group in parse_layout(dims) for letter in group if letter != "1"]
-    want = [letter for group in parse_layout(target) for letter in group if letter != "1"]
+    """`tensor` laid out as `dims` in the layout `target`, contiguous, in `dtype`: at most one copy."""
+    have, want = _letters(dims), _letters(target)
     flat = tensor.reshape([sizes[letter] for letter in have])
+    if have == want and dtype in (None, tensor.dtype):
+        return flat.reshape(shape_of(target, sizes))
+    view = flat.permute(_order(have, want))
+    moved = torch.empty(view.shape, dtype=dtype or tensor.dtype)
+    moved.copy_(view)
+    return moved.reshape(shape_of(target, sizes))
+
+
+def keeps_order(dims: str, target: str) -> bool:
+    """Whether one layout is the other with dims joined or split, so that the bytes stay as they are."""
+    return _letters(dims) == _letters(target)
+
+
+def _letters(dims: str) -> list[str]:
+    return [letter for group in parse_layout(dims) for letter in group if letter != "1"]
+
+
+def _order(have: list[str], want: list[str]) -> list[int]:
     order: list[int] = []
     for letter in want:  # a letter may occur twice ("p p"): take its places from left to right
         order.append(next(i for i, own in enumerate(have) if own == letter and i not in order))
-    if order == sorted(order):
-        moved = flat if dtype is None else flat.to(dtype)
-    else:
-        view = flat.permute(order)
-        moved = torch.empty(view.shape, dtype=dtype or tensor.dtype)
-        moved.copy_(view)
-    return moved.reshape(shape_of(target, sizes))
+    return order
 
 
 def native_templates(config: PaliGemmaConfig) -> list[str]:

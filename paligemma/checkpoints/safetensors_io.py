@@ -15,7 +15,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from paligemma.checkpoints.files import CHUNK_BYTES, Spec, byte_view
+from paligemma.checkpoints.files import CHUNK_BYTES, Scratch, Spec, byte_view
 from paligemma.errors import CheckpointError
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
@@ -123,13 +123,13 @@ class SafetensorsFiles:
     def place(self, name: str) -> tuple[int, int]:
         return self._places[name]
 
-    def read(self, name: str, index: tuple[int, ...] = ()) -> Tensor:
+    def read(self, name: str, index: tuple[int, ...] = (), scratch: Scratch | None = None) -> Tensor:
         spec = self.specs[name]
         rest = spec.shape[len(index) :]
         skip = 0
         for axis, i in enumerate(index):
             skip += i * math.prod(spec.shape[axis + 1 :])
-        out = torch.empty(rest, dtype=spec.dtype)
+        out = (scratch or Scratch()).take(rest, spec.dtype)
         self._read_into(name, skip * spec.dtype.itemsize, byte_view(out))
         return out
 
