@@ -1,7 +1,5 @@
 """`python -m paligemma VERB …` is `paligemma VERB …`."""
 
-import sys
+import runpy
 
-from paligemma.cli.main import main
-
-sys.exit(main())
+runpy.run_module("paligemma.cli.main", run_name="__main__")
