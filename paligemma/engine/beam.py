@@ -255,7 +255,9 @@ class _Search:
             self.scores, self.tokens, self.logprobs = self.scores[index], self.tokens[index], self.logprobs[index]
             self._parents = self._parents[index]
             self.examples = [self.examples[e] for e in going]
-        self._cache = self._cache.select(self._parents.flatten())
+        rows = self._parents.flatten()
+        if rows.tolist() != list(range(self._cache.batch)):  # beams often go on in place; a copy is the whole cache
+            self._cache = self._cache.select(rows)
         self._logits = self._model.decode_step(self.tokens[..., -1].flatten(), self._cache)
 
     def decoded(
