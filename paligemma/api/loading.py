@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from paligemma.api.model import PaliGemma
 from paligemma.checkpoints import merge, open_checkpoint, read_adapter, resolve
-from paligemma.checkpoints.identify import split_subkey
+from paligemma.checkpoints.identify import MASK_DECODERS, split_subkey
 from paligemma.checkpoints.state import State
 from paligemma.config import PaliGemmaConfig, ProcessingConfig
 from paligemma.errors import CheckpointError, OptionError, TokenizerError, nearest
@@ -28,7 +28,6 @@ from paligemma.processing.tokenizer import Tokenizer
 EMBEDDED = ("tiny",)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOKENIZERS = ("tokenizer.model", "tokenizer.json", "paligemma_tokenizer.model", "gemma_tokenizer.model")
-MASK_VAES = ("mask_vae.npz", "vae-oid.npz")
 
 # Every choice on which the references disagree, by the part of the configuration that holds it.
 PROCESSING_CHOICES = tuple(f.name for f in dataclasses.fields(ProcessingConfig))
@@ -220,7 +219,7 @@ def find_mask_vae(path: Path, given: str | Path | None) -> MaskVae | None:
     """The mask decoder that was given, or the one beside the weights; None where there is none."""
     if given is not None:
         return MaskVae.from_npz(Path(given).expanduser())
-    for name in MASK_VAES:
+    for name in MASK_DECODERS:
         if (_folder_of(path) / name).is_file():
             return MaskVae.from_npz(_folder_of(path) / name)
     return None

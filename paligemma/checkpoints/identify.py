@@ -8,6 +8,8 @@ from typing import Literal
 from paligemma.checkpoints.npz_io import pieces_of
 from paligemma.errors import CheckpointError, PickleRefused
 
+# Files of mask auto-encoders that lie beside weights: ours, and the name of the published one.
+MASK_DECODERS = ("mask_vae.npz", "vae-oid.npz")
 Format = Literal["hf", "npz", "adapter", "pickle"]
 
 _PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -67,10 +69,10 @@ def _identify_folder(folder: Path) -> Format:
 
 
 def npz_in(folder: Path) -> list[Path]:
-    """The archives of a folder; a split one counts once."""
+    """The archives of a folder; a split one counts once, a mask decoder beside the weights not at all."""
     whole = {
         re.sub(r"\.part[^.]*$", "", p.name) for p in folder.iterdir() if re.search(r"\.npz(\.part[^.]*)?$", p.name)
-    }
+    } - set(MASK_DECODERS)
     return [folder / name for name in sorted(whole)]
 
 

@@ -225,7 +225,6 @@ def truncated(folder: Path) -> None:
 def as_pickle(folder: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    (folder / "mask_vae.npz").unlink()
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {

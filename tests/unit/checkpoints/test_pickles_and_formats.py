@@ -113,6 +113,8 @@ def test_a_folder_with_one_archive_is_that_archive(tmp_path):
     write(tmp_path / "a.npz", config, state, "npz")
     assert identify(tmp_path) == "npz"
     assert equal_states(read(tmp_path)[1], state)
+    (tmp_path / "vae-oid.npz").write_bytes(b"PK\x03\x04")  # a mask decoder beside the weights is no second archive
+    assert equal_states(read(tmp_path)[1], state)
     write(tmp_path / "b.npz", config, state, "npz")
     with pytest.raises(CheckpointError, match=r"holds 2 \.npz archives"):
         read(tmp_path)
