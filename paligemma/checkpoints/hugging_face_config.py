@@ -15,7 +15,7 @@ from paligemma.checkpoints import big_vision
 from paligemma.checkpoints.files import Spec
 from paligemma.checkpoints.hugging_face import read_json
 from paligemma.config import PaliGemmaConfig, ProcessingConfig, Resize, TextConfig, TokenConfig, VisionConfig
-from paligemma.errors import CheckpointError, ConfigError
+from paligemma.errors import CheckpointError, ConfigError, PaliGemmaError
 
 BLOCK = "paligemma_config"  # ours, inside config.json: the choices that the other fields cannot express
 _TANH_GELU = (None, "gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_accurate")
@@ -94,8 +94,16 @@ def read_config(folder: Path, facts: Facts) -> PaliGemmaConfig:
     preprocessor = _preprocessor(folder)
     if not values:
         warnings.warn(f"{folder}: no config.json; the configuration is inferred from the shapes alone.", stacklevel=2)
-    config = parse(values, facts, str(path), generation=generation)
-    resize = parse_preprocessor(preprocessor, config, str(folder))
+    try:
+        config = parse(values, facts, str(path), generation=generation)
+        resize = parse_preprocessor(preprocessor, config, str(folder))
+    except PaliGemmaError:
+        raise
+    except (TypeError, ValueError, AttributeError, KeyError, ZeroDivisionError) as error:
+        raise ConfigError(
+            f"{folder}: a field of config.json or of the preprocessor file has the wrong type ({error}): expected what "
+            "transformers writes. Restore the files."
+        ) from None
     config = replace(config, processing=ProcessingConfig(resize=resize))
     block = values.get(BLOCK)
     if block is None:
@@ -138,6 +146,12 @@ def _agree(where: str, field: str, given: Any, fact: int) -> int:
     return fact
 
 
+def _above_zero(where: str, field: str, value: Any) -> float:
+    if not 0 < float(value) < math.inf:
+        raise ConfigError(f"{where}: {field}={value}: expected a positive number.")
+    return float(value)
+
+
 def _text(values: Mapping[str, Any], facts: Facts, where: str) -> TextConfig:
     family = values.get("model_type") or ("gemma2" if facts.post_norms else "gemma")
     if family not in ("gemma", "gemma2"):
@@ -176,12 +190,12 @@ def _text(values: Mapping[str, Any], facts: Facts, where: str) -> TextConfig:
         head_dim=head_dim,
         vocab_size=_agree(where, "text_config.vocab_size", values.get("vocab_size"), facts.vocab_size),
         post_norms=is_2,
-        query_pre_attn_scalar=scalar if is_2 else head_dim,
-        attn_logits_softcap=(values.get("attn_logit_softcapping", 50.0) or None) if is_2 else None,
-        final_logits_softcap=(values.get("final_logit_softcapping", 30.0) or None) if is_2 else None,
+        query_pre_attn_scalar=float(scalar) if is_2 else head_dim,
+        attn_logits_softcap=float(values.get("attn_logit_softcapping", 50.0) or 0) or None if is_2 else None,
+        final_logits_softcap=float(values.get("final_logit_softcapping", 30.0) or 0) or None if is_2 else None,
         sliding_window=_sliding_window(values, facts.depth, where) if is_2 else None,
-        rope_theta=float(rope.get("rope_theta") or values.get("rope_theta") or 10_000.0),
-        norm_eps=values.get("rms_norm_eps") or 1e-6,
+        rope_theta=_above_zero(where, "rope_theta", rope.get("rope_theta") or values.get("rope_theta") or 10_000.0),
+        norm_eps=_above_zero(where, "rms_norm_eps", values.get("rms_norm_eps") or 1e-6),
     )
 
 
@@ -240,7 +254,7 @@ def _vision(values: Mapping[str, Any], facts: Facts, where: str) -> VisionConfig
         n_heads=n_heads,
         resolution=resolution,
         patch_size=patch,
-        norm_eps=values.get("layer_norm_eps") or 1e-6,
+        norm_eps=_above_zero(where, "layer_norm_eps", values.get("layer_norm_eps") or 1e-6),
     )
 
 

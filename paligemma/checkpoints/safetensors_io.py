@@ -55,7 +55,8 @@ def read_header(path: Path) -> tuple[dict[str, tuple[Spec, int]], dict[str, str]
         raise CheckpointError(f"{path}: its safetensors header is not JSON ({error}). Download it again.") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: its safetensors header is not an object. Download it again.")
-    metadata = header.pop("__metadata__", None) or {}
+    metadata = header.pop("__metadata__", None)
+    metadata = metadata if isinstance(metadata, dict) else {}
     entries: dict[str, tuple[Spec, int]] = {}
     end = 0
     for name, entry in header.items():

@@ -1,9 +1,13 @@
 """Laws of the formats: what is written is read back bit for bit, whatever the sizes, dtypes, layouts and shards."""
 
 import dataclasses
+import json
+import math
 import tempfile
+import warnings
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,8 +17,9 @@ from paligemma.checkpoints.hugging_face import in_layout, layout_of, normalise, 
 from paligemma.checkpoints.npz_io import NpzFile
 from paligemma.checkpoints.rules import NATIVE, native_shapes, rearrange, sizes_of
 from paligemma.config import PaliGemmaConfig, ProcessingConfig, TextConfig, TokenConfig, VisionConfig
+from paligemma.errors import PaliGemmaError
 from paligemma.models.paligemma import PaliGemmaModel
-from tests.checkpoint_cases import equal_states
+from tests.checkpoint_cases import equal_states, random_state, tiny_config
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 LAYOUTS = st.sampled_from(["A", "B", "C", "D"])
@@ -146,3 +151,62 @@ def test_rearranging_back_is_the_identity(config, native, random):
     tensor = torch.randn(shape)
     there = rearrange(tensor, dims, NATIVE[native], sizes)
     assert torch.equal(rearrange(there, NATIVE[native], dims, sizes), tensor)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    config = tiny_config(2)
+    return write(tmp_path_factory.mktemp("folder") / "x", config, random_state(config))
+
+
+JUNK = st.none() | st.booleans() | st.integers(-3, 300) | st.floats() | st.text(max_size=3) | st.just([]) | st.just({})
+
+
+def outcome(folder: Path) -> str:
+    """The message of a refusal, or the empty string once the model has been read whole."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config, state = read(folder)
+    except PaliGemmaError as error:
+        return str(error)
+    assert {name: tuple(tensor.shape) for name, tensor in state.items()} == native_shapes(config)
+    assert all(
+        x > 0 and math.isfinite(x) for x in (config.text.rope_theta, config.text.norm_eps, config.vision.norm_eps)
+    )
+    return ""
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_whatever_stands_in_config_json_the_answer_is_a_model_or_one_clear_line(folder, data):
+    name = data.draw(st.sampled_from(["config.json", "preprocessor_config.json", "generation_config.json"]))
+    path = folder / name
+    before = path.read_text()
+    values = json.loads(before)
+    part = values.get(data.draw(st.sampled_from(["text_config", "vision_config", ""])), values)
+    part[data.draw(st.sampled_from(sorted(part)))] = data.draw(JUNK)
+    path.write_text(json.dumps(values))
+    try:
+        message = outcome(folder)
+    finally:
+        path.write_text(before)
+    assert "\n" not in message
+    assert not message or len(message) > 40
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_whatever_bytes_of_a_header_are_flipped_the_answer_is_a_model_or_one_clear_line(folder, data):
+    path = folder / "model.safetensors"
+    before = path.read_bytes()
+    n_header = int.from_bytes(before[:8], "little")
+    damaged = bytearray(before)
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, n_header + 7))] = data.draw(st.integers(0, 255))
+    path.write_bytes(damaged)
+    try:
+        message = outcome(folder)
+    finally:
+        path.write_bytes(before)
+    assert not message or len(message) > 40
