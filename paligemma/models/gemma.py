@@ -95,6 +95,17 @@ class GemmaBlock(nn.Module):
         return out
 
 
+class Embedding(nn.Embedding):
+    """A table that is allocated and left alone: 257,152 rows of normal numbers would only be replaced.
+
+    Nor does `nn.utils.skip_init` serve: it draws them on the meta device, for which torch imports its whole compiler,
+    the longest second of a load.
+    """
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is."""
+
+
 class GemmaDecoder(nn.Module):
     """Embedding table (tied with the head), blocks, final norm."""
 
@@ -103,10 +114,7 @@ class GemmaDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        # skip_init: nn.Embedding would draw 257,152 rows of normal numbers only to see them replaced.
-        self.embedding = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-            nn.Embedding, config.vocab_size, config.width, device=device or "cpu", dtype=dtype
-        )
+        self.embedding = Embedding(config.vocab_size, config.width, device=device, dtype=dtype)
         self.blocks = nn.ModuleList(GemmaBlock(config, i, device, dtype) for i in range(config.depth))
         self.final_norm = RMSNorm(config.width, config.norm_eps, device=device, dtype=dtype)
 
@@ -131,11 +139,13 @@ class GemmaDecoder(nn.Module):
         key = query
         if cache is not None:
             key = _cached_span(query, cache)
-        full = usable_mask(prefix_lm_mask(query, key))
-        sliding = full
-        if self.config.sliding_window is not None:
-            sliding = usable_mask(prefix_lm_mask(query, key, self.config.sliding_window))
+        full = sliding = usable_mask(prefix_lm_mask(query, key))
+        window = self.config.sliding_window
+        # Positions count from 0 within a row: no two of S tokens lie S or more apart.
+        if window is not None and key.valid.shape[1] > window:
+            sliding = usable_mask(prefix_lm_mask(query, key, window))
         cos, sin = rotary_angles(query.position, self.config.head_dim, self.config.rope_theta)
+        cos, sin = cos.to(x_BTD.dtype), sin.to(x_BTD.dtype)
         context = Context(cos, sin, full, sliding, cache)
         for block in self.blocks:
             x_BTD = block(x_BTD, context)
