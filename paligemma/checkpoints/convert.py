@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -11,13 +12,14 @@ from paligemma.checkpoints.hugging_face import Layout
 from paligemma.checkpoints.lora import merge, read_adapter
 from paligemma.checkpoints.write import MAX_SHARD_BYTES, Target, write
 from paligemma.config import PaliGemmaConfig
-from paligemma.errors import CheckpointError, OptionError
+from paligemma.processing.tokenizer import Tokenizer
 
 # Files of a Hugging Face folder that belong to the model and hold no weights; our own writer makes the others.
 SIDECARS = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.json", "chat_template.jinja",
 )  # fmt: skip
+SENTENCEPIECE = ("tokenizer.model", "paligemma_tokenizer.model", "gemma_tokenizer.model")
 
 
 def convert(
@@ -43,7 +45,7 @@ def convert(
     Args:
         to: "hf" or "npz"; default by the name of the target.
         adapter: a PEFT folder to merge in.
-        tokenizer: `tokenizer.model` or `tokenizer.json` to put into the folder.
+        tokenizer: a SentencePiece model or a `tokenizer.json` to put into the folder.
         progress: called with (bytes done, bytes in all) after each tensor.
 
     Returns:
@@ -62,19 +64,20 @@ def convert(
             if progress is not None:
                 progress(done, checkpoint.n_bytes)
 
-        return write(
-            target,
-            checkpoint.config,
-            state,
-            goal,
-            layout=layout,
-            dtype=dtype,
-            max_shard_bytes=max_shard_bytes,
-            table_rows=padded_rows(checkpoint.config) if goal == "hf" else None,
-            overwrite=overwrite,
-            beside=_sidecars(checkpoint, tokenizer) if goal == "hf" else (),
-            progress=advance,
-        )
+        with TemporaryDirectory() as scratch:
+            return write(
+                target,
+                checkpoint.config,
+                state,
+                goal,
+                layout=layout,
+                dtype=dtype,
+                max_shard_bytes=max_shard_bytes,
+                table_rows=padded_rows(checkpoint.config) if goal == "hf" else None,
+                overwrite=overwrite,
+                beside=_sidecars(checkpoint, tokenizer, Path(scratch)) if goal == "hf" else (),
+                progress=advance,
+            )
 
 
 def padded_rows(config: PaliGemmaConfig) -> int:
@@ -84,14 +87,16 @@ def padded_rows(config: PaliGemmaConfig) -> int:
     return -(-(config.tokens.n_tokens + 1) // 64) * 64
 
 
-def _sidecars(checkpoint: Checkpoint, tokenizer: str | Path | None) -> Iterable[Path]:
+def _sidecars(checkpoint: Checkpoint, tokenizer: str | Path | None, scratch: Path) -> Iterable[Path]:
+    """The files to put beside the weights; a SentencePiece model alone gets the `tokenizer.json` transformers wants."""
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     found = {name: folder / name for name in SIDECARS if (folder / name).is_file()}
-    if tokenizer is not None:
-        given = Path(tokenizer)
-        if given.name not in ("tokenizer.model", "tokenizer.json"):
-            raise OptionError(f"{given}: expected a file called tokenizer.model or tokenizer.json. Rename a copy.")
-        if not given.is_file():
-            raise CheckpointError(f"{given}: no such file: expected a tokenizer. Check the path.")
-        found[given.name] = given
+    given = Path(tokenizer) if tokenizer is not None else _tokenizer_beside(folder)
+    if given is not None and (tokenizer is not None or "tokenizer.json" not in found):
+        pieces = Tokenizer.from_file(given, checkpoint.config.tokens)
+        found.update({path.name: path for path in pieces.save(scratch, hugging_face=True)})
     return found.values()
+
+
+def _tokenizer_beside(folder: Path) -> Path | None:
+    return next((folder / name for name in SENTENCEPIECE if (folder / name).is_file()), None)

@@ -51,6 +51,6 @@ class GroundedCaptionTask(_CaptionText):
     def prefix(self, box_xyxy_px: Sequence[float], size_hw: tuple[int, int]) -> str:
         """`caption <locYMIN><locXMIN><locYMAX><locXMAX>` of a box in pixels of the original picture.
 
-        The prompt holds location tokens on purpose: hand it to the processor with `allow_special=True`.
+        The prompt holds location tokens on purpose; the processor lets those pass.
         """
         return f"caption {box_to_tokens(box_xyxy_px, size_hw)}"

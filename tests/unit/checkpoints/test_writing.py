@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from paligemma.checkpoints import convert, open_checkpoint, read, write
-from paligemma.errors import CheckpointError, ConfigError, OptionError
+from paligemma.errors import CheckpointError, ConfigError, OptionError, TokenizerError
+from paligemma.processing.tokenizer import Tokenizer
 from tests.checkpoint_cases import as_npz_could_know, equal_states, npz_arrays, random_state, tiny_config
+from tests.tiny_folder import CONFIG, TOKENIZER, random_model
 
 
 @pytest.fixture
@@ -188,10 +192,29 @@ def test_tokenizer_files_travel_with_a_folder(tmp_path, config, state):
     source = write(tmp_path / "a", config, state)
     (source / "tokenizer.json").write_text("{}")
     (source / "pytorch_model.bin").write_bytes(b"\x80\x02")
-    (tmp_path / "tokenizer.model").write_bytes(b"pieces")
-    out = convert(source, tmp_path / "b", tokenizer=tmp_path / "tokenizer.model")
-    assert {"tokenizer.json", "tokenizer.model", "config.json", "preprocessor_config.json"} <= names(out)
+    out = convert(source, tmp_path / "b")
+    assert (out / "tokenizer.json").read_text() == "{}"
+    assert {"config.json", "preprocessor_config.json"} <= names(out)
     assert "pytorch_model.bin" not in names(out)
+
+
+@pytest.mark.parametrize("found_by", ["option", "name"])
+def test_an_archive_and_its_sentencepiece_model_become_a_folder_with_a_tokenizer_that_transformers_reads(
+    tmp_path, found_by
+):
+    write(tmp_path / "a.npz", CONFIG, dict(random_model().state_dict()), "npz")
+    given = shutil.copy(TOKENIZER, tmp_path / ("pieces.model" if found_by == "option" else "gemma_tokenizer.model"))
+    out = convert(tmp_path / "a.npz", tmp_path / "b", tokenizer=given if found_by == "option" else None)
+    theirs = transformers.AutoTokenizer.from_pretrained(out)
+    text = "detect caf\u00e9 <loc0012><seg003>\n"
+    assert theirs(text, add_special_tokens=False)["input_ids"] == Tokenizer.from_file(out).encode(text)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_not_put_into_a_folder(tmp_path, config, state):
+    source = write(tmp_path / "a", config, state)
+    with pytest.raises(TokenizerError, match="does not fit the model"):
+        convert(source, tmp_path / "b", tokenizer=TOKENIZER)
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path, config, state):
