@@ -55,6 +55,21 @@ def per_prompt_rules(constraint: Any, n: int) -> list[Any]:
     return list(constraint)
 
 
+def per_prompt_seeds(seeds: Sequence[int] | None, n: int) -> list[int] | None:
+    if seeds is not None and len(seeds) != n:
+        raise OptionError(f"{len(seeds)} seeds for {n} prompts: expected one for each, or None.")
+    return None if seeds is None else list(seeds)
+
+
+def forbidden_of(forbidden: Any, n: int, chunk: range) -> Any:
+    """What is forbidden to the prompts of one chunk: their rows of bool[n, V], or what holds for all."""
+    if getattr(forbidden, "ndim", 1) != 2:
+        return forbidden
+    if len(forbidden) != n:
+        raise OptionError(f"forbidden has {len(forbidden)} masks for {n} prompts: expected one for each, or bool[V].")
+    return forbidden[chunk.start : chunk.stop]
+
+
 def chunks(n: int, size: int) -> Iterator[range]:
     if size < 1:
         raise OptionError(f"batch_size={size}: expected 1 or more.")

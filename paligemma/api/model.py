@@ -14,9 +14,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from paligemma.api.arguments import chunks, list_of, per_prompt, per_prompt_rules, pictures_of
+from paligemma.api.arguments import (
+    chunks,
+    forbidden_of,
+    is_several,
+    list_of,
+    per_prompt,
+    per_prompt_rules,
+    per_prompt_seeds,
+    pictures_of,
+)
 from paligemma.api.encoded import EncodedImage, Pictures
-from paligemma.api.requests import MAX_NEW_TOKENS, VERBS, Request, Subject, weigh
+from paligemma.api.requests import MAX_NEW_TOKENS, VERBS, Request, Subject, check_call, weigh
 from paligemma.config import Beams, PaliGemmaConfig
 from paligemma.engine import generate as engine
 from paligemma.engine.beam import beam_search
@@ -87,7 +96,7 @@ class PaliGemma:
         Args:
             lang: language code of the caption, such as "de".
             box: (left, top, right, bottom) in pixels: describe this region instead.
-            max_new_tokens: longest caption; default 64.
+            max_new_tokens: longest caption; default 128.
         """
         (found,) = self.batch("caption", [image], [lang], box=box, max_new_tokens=max_new_tokens)
         return found  # type: ignore[no-any-return]
@@ -175,7 +184,7 @@ class PaliGemma:
             options: the verb's keyword arguments, the same for all.
 
         Raises:
-            OptionError: unknown verb or option, or another number of args than of images.
+            OptionError: unknown verb or option, args missing or too many, or another number of args than of images.
         """
         if verb not in VERBS:
             raise OptionError(f"there is no verb {verb!r}: expected one of {', '.join(VERBS)}.{nearest(verb, VERBS)}")
@@ -188,6 +197,9 @@ class PaliGemma:
             raise OptionError(
                 f"{len(rows)} args for {len(examples)} images: expected one per image, in the same order."
             )
+        for row in rows:
+            check_call(verb, row, options)
+        options = {name: tuple(value) if isinstance(value, Iterator) else value for name, value in options.items()}
         longest = MAX_NEW_TOKENS[verb] if max_new_tokens is None else max_new_tokens
         results: list[Any] = []
         for chunk in chunks(len(examples), batch_size):
@@ -230,8 +242,8 @@ class PaliGemma:
             constraint: which tokens may come next: the tokens written so far → bool[V], or None for all; one rule, or
                 one (or None) per prompt.
             best_of: sample so many answers per prompt and keep the likeliest.
-            forbidden: ids, or bool[V], that are never written; log-probabilities stay those of the unmasked
-                distribution.
+            forbidden: ids, or bool[V], or bool[n, V] with a mask per prompt, that are never written; log-probabilities
+                stay those of the unmasked distribution.
             seeds: one per prompt in place of `sampling.seed` for all, for several answers to one prompt.
             allow_special: let control tokens such as "<eos>" stand in a prompt.
             batch_size: prompts in memory at a time.
@@ -243,24 +255,29 @@ class PaliGemma:
             raise OptionError(f"best_of={best_of} with n_beams={n_beams}: expected sampling or beams. Leave one out.")
         if n_beams != 1 and sampling is not None and not isinstance(sampling, Greedy):
             raise OptionError(f"sampling with n_beams={n_beams}: beam search draws nothing. Leave one of them out.")
+        if n_beams != 1 and seeds is not None:
+            raise OptionError(f"seeds with n_beams={n_beams}: beam search draws nothing. Leave one of them out.")
         texts = [prompts] if isinstance(prompts, str) else list_of(prompts, "prompts")
+        if len(texts) > batch_size and not is_several(images):
+            images = self.encode_image(images)  # once, not once per chunk
         examples = per_prompt(images, texts, is_single=isinstance(prompts, str))
-        rules = per_prompt_rules(constraint, len(texts))
+        rules, each_seed = per_prompt_rules(constraint, len(texts)), per_prompt_seeds(seeds, len(texts))
         out: list[Generation] = []
         for chunk in chunks(len(texts), batch_size):
+            banned = forbidden_of(forbidden, len(texts), chunk)
             batch = self._lay_out(
                 self._encode([examples[i] for i in chunk]), [texts[i] for i in chunk], allow_special=allow_special
             )
             if n_beams == 1:
                 decoded = engine.generate(
                     self.model, batch, max_new_tokens=max_new_tokens, sampling=sampling or GREEDY, eos=self._eos,
-                    forbidden=forbidden, constraint=[rules[i] for i in chunk], best_of=best_of,
-                    seeds=None if seeds is None else [seeds[i] for i in chunk],
+                    forbidden=banned, constraint=[rules[i] for i in chunk], best_of=best_of,
+                    seeds=None if each_seed is None else [each_seed[i] for i in chunk],
                 )  # fmt: skip
             else:
                 decoded = beam_search(
                     self.model, batch, n_beams=n_beams, max_new_tokens=max_new_tokens, kind=beam, eos=self._eos,
-                    forbidden=forbidden, constraint=[rules[i] for i in chunk],
+                    forbidden=banned, constraint=[rules[i] for i in chunk],
                 )  # fmt: skip
             out += [self._spell(one) for one in decoded]
         return out
@@ -271,7 +288,7 @@ class PaliGemma:
         prompt: str,
         *,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
-        sampling: Policy = GREEDY,
+        sampling: Policy | None = None,
         constraint: Constraint | None = None,
         forbidden: Forbidden | None = None,
         allow_special: bool = False,
@@ -283,8 +300,8 @@ class PaliGemma:
         """
         batch = self._lay_out(self._encode([image]), [prompt], allow_special=allow_special)
         steps = engine.stream(
-            self.model, batch, max_new_tokens=max_new_tokens, sampling=sampling, eos=self._eos, forbidden=forbidden,
-            constraint=constraint,
+            self.model, batch, max_new_tokens=max_new_tokens, sampling=sampling or GREEDY, eos=self._eos,
+            forbidden=forbidden, constraint=constraint,
         )  # fmt: skip
         return self._pieces(steps)
 

@@ -4,7 +4,8 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +124,20 @@ VERBS: dict[str, Callable[..., Request]] = {
     "read": _read,
 }
 _WITH_BOXES = ("detect", "segment", "read")
+
+
+def check_call(verb: str, args: Sequence[Any], options: Mapping[str, Any]) -> None:
+    """That a verb takes these arguments.
+
+    Raises:
+        OptionError: one is unknown, missing or too many.
+    """
+    signature = inspect.signature(VERBS[verb])
+    try:
+        signature.bind(None, *args, **options)
+    except TypeError as error:
+        takes = ", ".join(list(signature.parameters)[1:]) or "no argument beside the picture"
+        raise OptionError(f"batch({verb!r}): {error}; expected {takes}.") from None
 
 
 def weigh(choices: Sequence[str], logprobs: NDArray[np.floating[Any]]) -> Answer:

@@ -183,7 +183,8 @@ def beam_search_hf(
         going = []
         for e, row in enumerate(search.examples):
             is_full = len(pools[row]) == n_beams
-            if not is_full or (early_stopping is not True and hope[e] > pools[row][-1][0]):
+            # A constraint may end every beam before the pool is full: hope is -inf then, and nothing can follow.
+            if (hope[e] > -torch.inf) if not is_full else (early_stopping is not True and hope[e] > pools[row][-1][0]):
                 going.append(e)
         if not going:
             break

@@ -96,14 +96,17 @@ class Filters:
         return allowed_V
 
     def _as_mask(self, forbidden: Forbidden, n_rows: int) -> Tensor:
-        if isinstance(forbidden, Tensor) and forbidden.dtype == torch.bool:
-            if forbidden.shape not in ((self._n_tokens,), (n_rows, self._n_tokens)):
+        given = torch.as_tensor(forbidden)  # a mask may come as a list or an array just as well
+        if given.dtype == torch.bool:
+            if given.shape not in ((self._n_tokens,), (n_rows, self._n_tokens)):
                 raise ShapeError(
-                    f"forbidden has shape {list(forbidden.shape)}: expected [{self._n_tokens}], or "
+                    f"forbidden has shape {list(given.shape)}: expected [{self._n_tokens}], or "
                     f"[{n_rows}, {self._n_tokens}] for one mask per row."
                 )
-            return forbidden.to(self._device)
-        ids = torch.as_tensor(forbidden, dtype=torch.int64).flatten()
+            return given.to(self._device)
+        if given.is_floating_point() and given.numel():
+            raise OptionError(f"forbidden is {given.dtype}: expected whole ids, or a bool mask.")
+        ids = given.to("cpu", torch.int64).flatten()
         outside = ids[(ids < 0) | (ids >= self._n_tokens)]
         if len(outside):
             raise OptionError(

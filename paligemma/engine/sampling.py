@@ -55,6 +55,9 @@ class Sampling:
         return self.temperature == 0.0
 
 
+# Quotients by less overflow float32, and infinite logits have no distribution; nothing but ties survives this one.
+MIN_TEMPERATURE = 1e-30
+
 Policy = Greedy | Sampling
 GREEDY = Greedy()
 
@@ -99,7 +102,7 @@ def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
 
 def filter_logits(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     """The logits that a draw is made from: tempered, then cut to top-k, then to top-p."""
-    logits_BV = logits_BV / sampling.temperature
+    logits_BV = logits_BV / max(sampling.temperature, MIN_TEMPERATURE)
     if sampling.top_k:
         logits_BV = keep_top_k(logits_BV, sampling.top_k)
     return keep_top_p(logits_BV, sampling.top_p)

@@ -15,6 +15,10 @@ from paligemma.models.kv_cache import KVCache
 from paligemma.models.paligemma import PaliGemmaModel
 from paligemma.processing.batch import Batch
 
+# What one pass may hold: float32 logits of each candidate's tokens, thrice while they are capped, and a copy of its
+# prompt's keys and values. 32 answers of 100 tokens would take 10 GB of logits, 32 rows of 4,096 image tokens more.
+PASS_BYTES = 1 << 31
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -52,7 +56,7 @@ def score_suffixes(
         batch: prompts, one per row.
         suffixes: for each row, its candidates as token ids. Give each its eos, or a short candidate is scored as the
             beginning of every longer answer.
-        batch_size: candidates in memory at a time.
+        batch_size: most candidates in memory at a time; fewer where they would take more than `PASS_BYTES`.
         cache_dtype: of keys and values; default the model's.
 
     Returns:
@@ -71,6 +75,9 @@ def score_suffixes(
     if longest == 0:
         return [[Scored((), ()) for _ in some] for some in suffixes]
     first_BV, cache = read_prompts(model, batch, longest, dtype=cache_dtype)
+    cache_bytes = sum(held.nbytes for held in (*cache.keys, *cache.values)) // cache.batch
+    logit_bytes = 3 * longest * first_BV.shape[-1] * first_BV.element_size()
+    batch_size = max(1, min(batch_size, PASS_BYTES // (cache_bytes + logit_bytes)))
     scored: list[list[Scored]] = [[] for _ in suffixes]
     for start in range(0, len(candidates), batch_size):
         chunk = candidates[start : start + batch_size]

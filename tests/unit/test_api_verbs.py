@@ -211,6 +211,38 @@ def test_constraints_and_forbidden_tokens_act_per_prompt(pg: PaliGemma):
     assert banned not in pg.generate(picture(0), ["b"], max_new_tokens=6, forbidden=[banned])[0].tokens
 
 
+def test_masks_of_forbidden_tokens_per_prompt_are_cut_into_chunks_and_may_be_arrays(pg: PaliGemma):
+    prompts = ["a", "b", "c"]
+    free = pg.generate(picture(0), prompts, max_new_tokens=4)
+    masks = torch.zeros(3, pg.config.text.vocab_size, dtype=torch.bool)
+    masks[2, list(free[2].tokens)] = True
+    for forbidden in (masks, masks.numpy()):
+        found = pg.generate(picture(0), prompts, max_new_tokens=4, forbidden=forbidden, batch_size=2)
+        assert [one.tokens for one in found[:2]] == [one.tokens for one in free[:2]]
+        assert not set(found[2].tokens) & set(free[2].tokens)
+    for forbidden in (masks[2].numpy(), masks[2].tolist(), masks[2].nonzero()[:, 0]):
+        (alone,) = pg.generate(picture(0), ["c"], max_new_tokens=4, forbidden=forbidden)
+        assert alone.tokens == found[2].tokens
+
+
+def test_a_picture_that_all_prompts_are_about_passes_the_tower_once(pg: PaliGemma):
+    seen = []
+    hook = pg.model.vision.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    found = pg.generate(picture(0), ["a", "b", "c"], max_new_tokens=4, batch_size=1)
+    hook.remove()
+    assert seen == [1]
+    assert [one.tokens for one in found] == [
+        pg.generate(picture(0), prompt, max_new_tokens=4)[0].tokens for prompt in "abc"
+    ]
+
+
+def test_choices_may_come_from_a_generator_for_a_whole_batch(pg: PaliGemma):
+    images = [picture(0), picture(1)]
+    once = pg.batch("answer", images, ["a", "b"], choices=(text for text in ("x", "y")), batch_size=1)
+    again = pg.batch("answer", images, ["a", "b"], choices=["x", "y"], batch_size=1)
+    assert [one.text for one in once] == [one.text for one in again]
+
+
 def test_a_region_is_captioned_by_its_location_tokens(pg: PaliGemma):
     image, box = picture(1), (3.0, 5.0, 40.0, 30.0)
     prompt = TASKS["grounded_caption"].prefix(box, image.shape[:2])
@@ -292,6 +324,17 @@ REFUSALS: dict[str, tuple[Callable[[PaliGemma], Any], type[Exception], str]] = {
     "floats": (lambda pg: pg.caption(picture(0) / 255), ImageError, "uint8"),
     "control token": (lambda pg: pg.answer(picture(0), "what <eos> is?"), PromptError, "allow_special"),
     "control in a choice": (lambda pg: pg.answer(picture(0), "q", choices=["<bos>"]), PromptError, "<bos>"),
+    "seeds": (lambda pg: pg.generate(None, ["a", "b"], sampling=Sampling(), seeds=[1]), OptionError, "1 seeds for 2"),
+    "more seeds": (lambda pg: pg.generate(None, "a", sampling=Sampling(), seeds=[1, 2]), OptionError, "2 seeds for 1"),
+    "beams and seeds": (lambda pg: pg.generate(None, "a", n_beams=2, seeds=[1]), OptionError, "draws nothing"),
+    "masks per prompt": (
+        lambda pg: pg.generate(None, ["a", "b"], forbidden=torch.zeros(1, 1664, dtype=torch.bool), batch_size=1),
+        OptionError,
+        "1 masks for 2 prompts",
+    ),
+    "missing argument": (lambda pg: pg.batch("detect", [picture(0)]), OptionError, "'labels'; expected labels"),
+    "unknown option": (lambda pg: pg.batch("detect", [picture(0)], ["a"], lang="de"), OptionError, "'lang'; expected"),
+    "argument too many": (lambda pg: pg.batch("read", [picture(0)], ["a"]), OptionError, "no argument beside"),
     "too long": (lambda pg: pg.answer(picture(0), "why " * 9000), PromptError, "expected at most 8192"),
 }
 

@@ -206,3 +206,13 @@ def test_impossible_searches_are_refused(options, message):
 def test_an_unknown_early_stopping_is_refused():
     with pytest.raises(OptionError, match="early_stopping='always': expected True, False or 'never'"):
         beam_search_hf(ToyModel(), prompts(ROWS), n_beams=2, max_new_tokens=3, early_stopping="always")
+
+
+def test_an_example_whose_beams_have_all_ended_leaves_the_search():
+    """A constraint leaves one answer, so a pool of three never fills."""
+    model = ToyModel(6, seed=11)
+    (row,) = beam_search_hf(
+        model, prompts([[2]]), n_beams=3, max_new_tokens=50, constraint=OneOf([[3, 4, EOS]], model.n_rows)
+    )
+    assert row.tokens == (3, 4, EOS)
+    assert model.n_steps == 2

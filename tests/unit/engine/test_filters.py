@@ -66,6 +66,8 @@ def test_a_constraint_that_allows_nothing_is_named_with_what_was_written():
         ({"forbidden": [-1]}, OptionError, "token -1 does not exist"),
         ({"forbidden": range(6)}, OptionError, "all 6 tokens are forbidden"),
         ({"forbidden": torch.zeros(5, dtype=torch.bool)}, ShapeError, r"shape \[5\]: expected \[6\]"),
+        ({"forbidden": [2.5]}, OptionError, "float32: expected whole ids"),
+        ({"forbidden": [True, False]}, ShapeError, r"shape \[2\]: expected \[6\]"),
         ({"constraint": [None]}, OptionError, "1 constraints for 2 rows"),
     ],
 )

@@ -111,3 +111,11 @@ def test_log_probabilities_are_those_of_the_whole_distribution():
 def test_impossible_policies_are_refused_by_name(options, message):
     with pytest.raises(OptionError, match=message):
         Sampling(**options)
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-40, 5e-324])
+def test_however_cold_a_draw_is_the_likeliest_token(temperature):
+    logits = torch.tensor([[1.0, 30.0, -INF, 29.0]])
+    for top_k, top_p in ((0, 1.0), (2, 1.0), (0, 0.5)):
+        policy = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+        assert choose(policy, logits, [0], Streams([3])).tolist() == [1]

@@ -52,3 +52,16 @@ def test_suffixes_must_come_one_list_per_prompt():
         score_suffixes(ToyModel(), prompts(ROWS), [[[2]]])
     with pytest.raises(OptionError, match="batch_size=0"):
         score_suffixes(ToyModel(), prompts(ROWS), SUFFIXES, batch_size=0)
+
+
+def test_candidates_that_would_not_fit_in_memory_together_take_turns(monkeypatch):
+    model = ToyModel(4, seed=1)
+    widths = []
+    extend = model.extend
+    monkeypatch.setattr(model, "extend", lambda tokens, *a, **k: widths.append(len(tokens)) or extend(tokens, *a, **k))
+    together = score_suffixes(model, prompts(ROWS), SUFFIXES)
+    monkeypatch.setattr("paligemma.engine.score.PASS_BYTES", 1)
+    in_turn = score_suffixes(model, prompts(ROWS), SUFFIXES)
+    assert in_turn == together
+    assert widths[0] == 6
+    assert set(widths[1:]) == {1}
