@@ -2,10 +2,14 @@
 
 import argparse
 import math
+import shutil
+import sys
 from pathlib import Path
 
 import torch
 
+from paligemma.checkpoints import read
+from paligemma.models.mask_vae import MaskVae
 from paligemma.presets import TINY
 from paligemma.recipes.tiny.codes import train_mask_vae
 from paligemma.recipes.tiny.examples import ExampleOptions
@@ -26,11 +30,17 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=TrainOptions.workers, help="processes that draw pictures")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="a fifth faster; needs a C++ compiler")
+    parser.add_argument("--start-from", type=Path, help="folder of an earlier tiny whose weights to teach further")
+    parser.add_argument(
+        "--patch-steps", type=int, default=ExampleOptions.patch_steps, help="first steps, image tower only"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--export-only", action="store_true", help="write the weights as they are now")
     options = parser.parse_args()
     work, out = options.work, options.out or options.work / "tiny"
     if not options.export_only:
+        if options.start_from is not None:
+            _take_over(options.start_from, work)
         if not (work / "tokenizer.model").exists():
             train_tokenizer(work / "tokenizer.model", seed=options.seed)
         if not (work / "mask_vae.npz").exists():
@@ -39,8 +49,9 @@ def main() -> None:
             TINY,
             work,
             TrainOptions(steps=options.steps, compile=options.compile, workers=options.workers, seed=options.seed),
-            ExampleOptions(n_images=options.images, seed=options.seed),
+            ExampleOptions(n_images=options.images, patch_steps=options.patch_steps, seed=options.seed),
             device=options.device,
+            start_from=None if options.start_from is None else read(options.start_from, dtype=torch.float32)[1],
             minutes=options.minutes,
         )
         if not finished:
@@ -54,7 +65,14 @@ def main() -> None:
 
     scores = evaluate(load(out)).table()
     print(scores)
-    write_card(out, scores, f"python -m paligemma.recipes.tiny --steps {options.steps} --images {options.images}")
+    write_card(out, scores, " ".join(["python -m paligemma.recipes.tiny", *sys.argv[1:]]))
+
+
+def _take_over(folder: Path, work: Path) -> None:
+    """Tokens and mask codes mean what they meant to the earlier model: its tokenizer and codes are kept."""
+    work.mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / "tokenizer.model", work / "tokenizer.model")
+    MaskVae.from_npz(folder / "mask_vae.npz").to_npz(work / "mask_vae.npz")
 
 
 if __name__ == "__main__":

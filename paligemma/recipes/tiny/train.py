@@ -1,6 +1,6 @@
 """Stage 3: the model itself, taught from nothing on drawn pictures.
 
-A short loop, on purpose: one optimiser, one cosine, an average of the weights, and a state file from which an
+A short loop, on purpose: one optimiser, one schedule, an average of the weights, and a state file from which an
 interrupted run goes on with the very next step. What is particular to this recipe:
 
 - location tokens are learned as places, not as names: their target is spread over neighbouring bins (`loc_sigma`, in
@@ -35,12 +35,13 @@ from paligemma.recipes.tiny.patches import PatchHeads, begin_with_waves, place_l
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     steps: int = 6_000
-    lr: float = 1.5e-3
+    lr: float = 1.2e-3
     warmup: int = 100
+    cooldown: float = 0.3  # share of the run, at its end, over which the learning rate falls to nothing
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
     clip_norm: float = 1.0
-    ema: float = 0.998
+    ema: float = 0.99
     patch_weight: float = 0.3  # of the patch lesson once questions are asked
     loc_sigma: tuple[float, float] = (12.0, 2.0)  # bins of 1/1023 of a side, at the start and at the end
     caps_from: float = 0.85  # share of the run after which the attention cap acts
@@ -62,7 +63,7 @@ def train(
 ) -> bool:
     """Train until `options.steps`, or for `minutes`; state and averaged weights land in `work`.
 
-    The cosine follows steps, so an interrupted run and an undisturbed one see the same learning rates.
+    The schedule follows steps, so an interrupted run and an undisturbed one see the same learning rates.
 
     Args:
         start_from: native weights to begin with in place of random ones (teaching an existing model further).
@@ -106,7 +107,7 @@ def train(
         set_attention_cap(model, config if done >= options.caps_from else None)
         # Both parts of the run, patches alone and then questions, begin with a short ramp.
         ramp = step - examples.patch_steps if step >= examples.patch_steps else step
-        lr = options.lr * min(1.0, (ramp + 1) / options.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        lr = options.lr * min(1.0, (ramp + 1) / options.warmup, (1 - done) / options.cooldown)
         for group in optimizer.param_groups:
             group["lr"] = lr
         start, end = options.loc_sigma
