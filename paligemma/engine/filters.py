@@ -82,6 +82,7 @@ class Filters:
         mask = None if constraint is None else constraint(tuple(written))
         if mask is None:
             return allowed_V
+        mask = torch.as_tensor(mask)
         if mask.shape != allowed_V.shape or mask.dtype != torch.bool:
             raise ShapeError(
                 f"a constraint returned {mask.dtype}{list(mask.shape)}: expected bool[{self._n_tokens}], True where "

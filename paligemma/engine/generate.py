@@ -108,6 +108,7 @@ def stream(
 
     Arguments as in `generate`. Whoever stops iterating stops the model.
     """
+    check_max_new_tokens(max_new_tokens)  # now, not at the first token
     return _steps(
         model, batch, max_new_tokens, sampling, eos, forbidden, constraint, 1, seeds, static_cache, cache_dtype
     )

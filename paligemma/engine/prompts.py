@@ -35,6 +35,10 @@ class Decoded:
         return float(sum(self.logprobs))
 
 
+# A growing cache begins with room for so many new tokens: a limit of a million, which means "until the end", is no
+# reason to take the memory of a million.
+ROOM = 1024
+
 NOTHING = Decoded((), (), "length")  # the answer within max_new_tokens=0
 
 
@@ -49,7 +53,7 @@ def read_prompts(
     """Prefill a fresh cache with every row of a batch, on the model's device.
 
     Args:
-        n_new: tokens that will follow; the cache has room for them.
+        n_new: most tokens that will follow; a static cache has room for all of them.
         static: a cache of one shape from first to last, for a compiled `decode_step`.
         dtype: of the cached keys and values; default the model's. bfloat16 is big_vision's default.
 
@@ -70,7 +74,7 @@ def read_prompts(
     cache = KVCache.allocate(
         model.config.text,
         batch.n_rows,
-        batch.length + n_new,
+        batch.length + (n_new if static else min(n_new, ROOM)),
         device=like.device,
         dtype=dtype or like.dtype,
         static=static,

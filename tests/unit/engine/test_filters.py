@@ -1,5 +1,6 @@
 """Filters: what may be written, and what is said when nothing may."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -80,6 +81,14 @@ def test_a_constraint_that_returns_ids_is_told_what_was_expected():
     filters = Filters(CONFIG, 1, constraint=lambda written: torch.tensor([3, 4]))
     with pytest.raises(ShapeError, match=r"torch.int64\[2\]: expected bool\[6\]"):
         filters(torch.zeros(1, 6), [0], [[]])
+
+
+def test_a_constraint_may_return_an_array():
+    mask = np.arange(6) < 2
+    as_array = Filters(CONFIG, 1, constraint=lambda written: mask)
+    as_tensor = Filters(CONFIG, 1, constraint=lambda written: torch.from_numpy(mask))
+    logits = torch.zeros(1, 6)
+    assert as_array(logits, [0], [[]]).tolist() == as_tensor(logits, [0], [[]]).tolist() == [[0, 0, *[-torch.inf] * 4]]
 
 
 def test_one_of_nothing_is_refused():

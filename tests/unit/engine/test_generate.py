@@ -183,3 +183,21 @@ def test_packed_rows_are_refused(model):
     packed = pack([Item(lay_out(0, row, bos=None, eos=None)) for row in ROWS], 8)
     with pytest.raises(ShapeError, match="5 examples in 2 rows: decoding needs one example per row"):
         generate(model, packed, max_new_tokens=3)
+
+
+def test_a_limit_that_means_until_the_end_takes_no_memory():
+    model = ToyModel(6, seed=11, eos_bonus=2.0)
+    free = generate(model, prompts(ROWS), max_new_tokens=10**15)
+    assert {row.finish_reason for row in free} == {"stop"}
+    assert free == generate(model, prompts(ROWS), max_new_tokens=max(len(row.tokens) for row in free))
+
+
+def test_a_cache_that_runs_out_of_room_grows_without_a_trace(model, monkeypatch):
+    expected = generate(model, prompts(ROWS), max_new_tokens=12, forbidden=[1])
+    monkeypatch.setattr("paligemma.engine.prompts.ROOM", 1)
+    assert generate(model, prompts(ROWS), max_new_tokens=12, forbidden=[1]) == expected
+
+
+def test_a_stream_refuses_a_negative_limit_before_its_first_token(model):
+    with pytest.raises(OptionError, match="max_new_tokens=-1"):
+        stream(model, prompts(ROWS), max_new_tokens=-1)
