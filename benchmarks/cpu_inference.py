@@ -32,10 +32,10 @@ def main() -> int:
     if args.worker:
         return _worker(args)
     import torch
-
     from helpers.machine import describe
     from helpers.report import Runs, disagreement, markdown, rows_of
     from helpers.shape import benchmark_config, write_weights
+
     from paligemma.checkpoints.rules import native_shapes
 
     config = benchmark_config(args.preset, args.depth)
@@ -88,7 +88,6 @@ def _arguments() -> argparse.Namespace:
 
 def _worker(args: argparse.Namespace) -> int:
     import torch
-
     from helpers.worker import measure
 
     torch.set_num_threads(args.threads)
@@ -129,7 +128,12 @@ def _require_room(args: argparse.Namespace, n_parameters: int) -> None:
 
 
 def _head(
-    title: str, machine: dict[str, Any], args: argparse.Namespace, n_parameters: int, apart: dict[str, float], wall: float
+    title: str,
+    machine: dict[str, Any],
+    args: argparse.Namespace,
+    n_parameters: int,
+    apart: dict[str, float],
+    wall: float,
 ) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     medians = f"medians of {args.rounds * args.repeats} ({args.rounds} processes x {args.repeats})"
@@ -151,7 +155,9 @@ def _today() -> str:
 def _save(args: argparse.Namespace, text: str, machine: dict[str, Any], rows: list[Any], runs: Any) -> None:
     RESULTS.mkdir(exist_ok=True)
     name = f"cpu_inference-{args.preset}" + ("" if args.depth is None else f"-depth{args.depth}")
-    settings = {key: getattr(args, key) for key in ("preset", "depth", "dtype", "batch", "rounds", "repeats", "threads")}
+    settings = {
+        key: getattr(args, key) for key in ("preset", "depth", "dtype", "batch", "rounds", "repeats", "threads")
+    }
     content = {
         "date": _today(),
         "settings": settings,

@@ -42,9 +42,10 @@ def rows_of(runs: Runs) -> list[Row]:
             rows.append(_row(NAMES[what], dtype, int(batch), what == "decode", a, b))
         for key, what in (("load_s", "load"), ("first_answer_s", "load + first token, cold")):
             rows.append(_row(what, dtype, None, False, [run[key] for run in ours], [run[key] for run in peer]))
-        for key, what in (("load_peak_bytes", "peak memory, loading"), ("peak_bytes", "peak memory")):
-            a, b = ([run[key] / 2**30 for run in side] for side in (ours, peer))
-            rows.append(Row(what, dtype, None, "GiB", _median(a), _median(b), _spread(a, b), _median(b) / _median(a)))
+        a, b = ([run["peak_bytes"] / 2**30 for run in side] for side in (ours, peer))
+        rows.append(
+            Row("peak memory", dtype, None, "GiB", _median(a), _median(b), _spread(a, b), _median(b) / _median(a))
+        )
     return rows
 
 
@@ -89,10 +90,10 @@ def markdown(rows: list[Row]) -> str:
         "|---|---|---:|---:|---:|---|---:|---:|",
     ]
     for row in rows:
-        digits = 3 if row.ours < 10 else 2
+        d = 3 if row.ours < 10 else 2
         lines.append(
-            f"| {row.what} | {row.dtype} | {row.batch or ''} | {row.ours:.{digits}f} | {row.peer:.{digits}f} | {row.unit} "
-            f"| {row.ratio:.2f} | ±{100 * row.spread:.0f} % |"
+            f"| {row.what} | {row.dtype} | {row.batch or ''} | {row.ours:.{d}f} | {row.peer:.{d}f} "
+            f"| {row.unit} | {row.ratio:.2f} | ±{100 * row.spread:.0f} % |"
         )
     worst = min(rows, key=lambda row: row.ratio)
     lines.append("")

@@ -22,7 +22,6 @@ def measure(side_name: str, folder: Path, dtype_name: str, batches: list[int], r
     start = time.perf_counter()
     side.load(folder, dtype)
     load_s = time.perf_counter() - start
-    after_load = peak_rss_bytes()
     cells: dict[str, list[float]] = {}
     probe: list[float] = []
     with torch.inference_mode():
@@ -44,7 +43,6 @@ def measure(side_name: str, folder: Path, dtype_name: str, batches: list[int], r
     return {
         "load_s": load_s,
         "first_answer_s": load_s + first_answer_s,
-        "load_peak_bytes": after_load,
         "peak_bytes": peak_rss_bytes(),
         "seconds": cells,
         "probe": probe,

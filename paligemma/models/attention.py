@@ -120,10 +120,8 @@ def _split_mask(mask: Tensor | None, rows: int) -> Iterable[Tensor | None]:
 
 def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
     scores = ((q * (scale / softcap)) @ k.transpose(-1, -2)).float()
-    if scores.requires_grad:
-        scores = scores.tanh() * softcap
-    else:  # in place: writing to fresh memory takes as long as the arithmetic
-        scores = scores.tanh_().mul_(softcap)
+    # In place where no gradient is needed: writing to fresh memory takes as long as the arithmetic.
+    scores = scores.tanh() * softcap if scores.requires_grad else scores.tanh_().mul_(softcap)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     return scores.softmax(dim=-1).to(v.dtype) @ v
