@@ -18,7 +18,7 @@ from paligemma.data.world.questions import ask_everything
 from paligemma.models.mask_vae import MaskVae
 from paligemma.processing.image import to_pixels
 from paligemma.processing.tokenizer import Tokenizer
-from paligemma.recipes.tiny.patches import PatchTargets, patch_targets
+from paligemma.recipes.tiny.patches import PatchTargets, asked_about, patch_owners, patch_targets
 from paligemma.tasks.coords import box_to_tokens
 from paligemma.tasks.grammar import format_entries
 from paligemma.tasks.masks import crop_mask
@@ -49,6 +49,7 @@ class Rows:
     """A group of questions of similar length: `image[i]` is the picture that row i asks about."""
 
     image: Tensor  # int64[B]
+    asked: Tensor  # float32[B, P], 1 on patches of what the question is about
     tokens: Tensor  # int64[B, T], text only
     mask_ar: Tensor  # int64[B, T]
     mask_input: Tensor  # bool[B, T]
@@ -128,13 +129,14 @@ def draw_step(config: PaliGemmaConfig, writer: SuffixWriter, options: ExampleOpt
     """Everything that one optimiser step sees."""
     rng = np.random.default_rng([options.seed, step])
     only_patches = step < options.patch_steps
-    pixels, patches, asked, image = [], [], [], []
+    pixels, patches, asked, image, about = [], [], [], [], []
     for i in range(options.patch_images if only_patches else options.n_images):
         world: World = "plain" if rng.random() < options.plain_share else "full"
         scene = sample_scene(int(rng.integers(2**48)), world)
         drawn = render(scene)
         pixels.append(to_pixels(drawn.image, config.vision.resolution, config.processing.resize))
-        patches.append(patch_targets(scene, drawn, config.vision.grid))
+        owner = patch_owners(scene, drawn, config.vision.grid)
+        patches.append(patch_targets(scene, drawn, owner))
         if only_patches:
             continue
         n_all = int(rng.binomial(options.n_questions, options.everything_share))
@@ -142,9 +144,10 @@ def draw_step(config: PaliGemmaConfig, writer: SuffixWriter, options: ExampleOpt
         questions += ask(scene, drawn, rng, options.n_questions - n_all)
         asked += [(scene, drawn, question) for question in questions]
         image += [i] * len(questions)
+        about += [asked_about(scene, question, owner) for question in questions]
     targets = PatchTargets(*(torch.from_numpy(np.stack(column)) for column in zip(*patches, strict=True)))
-    rows = list(zip(image, writer(asked), strict=True))
-    rows.sort(key=lambda row: len(row[1][0]) + len(row[1][1]))
+    rows = [_Row(*row) for row in zip(image, about, *zip(*writer(asked), strict=True), strict=True)] if asked else []
+    rows.sort(key=lambda row: len(row.prefix) + len(row.suffix))
     # Rows of like length share a group, so that little is spent on padding; the longest few stand alone.
     bounds = [round(len(rows) * share) for share in (0, 0.5, 0.75, 0.92, 1)]
     groups = [rows[a:b] for a, b in itertools.pairwise(bounds) if b > a]
@@ -153,24 +156,34 @@ def draw_step(config: PaliGemmaConfig, writer: SuffixWriter, options: ExampleOpt
     )
 
 
-def _rows(rows: list[tuple[int, tuple[list[int], list[int]]]], max_text: int) -> Rows:
+@dataclass(frozen=True)
+class _Row:
+    image: int
+    about: NDArray[np.float32]
+    prefix: list[int]
+    suffix: list[int]
+
+
+def _rows(rows: list[_Row], max_text: int) -> Rows:
     # Lengths in steps of 8: a compiled model meets few shapes.
-    length = min(max_text, -(-max(len(p) + len(s) for _, (p, s) in rows) // 8) * 8)
+    length = min(max_text, -(-max(len(row.prefix) + len(row.suffix) for row in rows) // 8) * 8)
     values: dict[str, NDArray[Any]] = {
         "tokens": np.zeros((len(rows), length), np.int64),
         "mask_ar": np.ones((len(rows), length), np.int64),
         "mask_input": np.zeros((len(rows), length), bool),
         "mask_loss": np.zeros((len(rows), length), bool),
     }
-    for r, (_, (prefix, suffix)) in enumerate(rows):
-        ids = (prefix + suffix)[:length]
+    for r, row in enumerate(rows):
+        ids = (row.prefix + row.suffix)[:length]
         n = len(ids)
         values["tokens"][r, :n] = ids
-        values["mask_ar"][r, : len(prefix)] = 0
+        values["mask_ar"][r, : len(row.prefix)] = 0
         values["mask_input"][r, :n] = True
-        values["mask_loss"][r, len(prefix) : n] = True
+        values["mask_loss"][r, len(row.prefix) : n] = True
     return Rows(
-        image=torch.tensor([i for i, _ in rows]), **{name: torch.from_numpy(value) for name, value in values.items()}
+        image=torch.tensor([row.image for row in rows]),
+        asked=torch.from_numpy(np.stack([row.about for row in rows])),
+        **{name: torch.from_numpy(value) for name, value in values.items()},
     )
 
 

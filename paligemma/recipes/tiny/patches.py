@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from paligemma.config import PaliGemmaConfig
-from paligemma.data.world import COLOURS, SHAPES, Rendering, Scene
+from paligemma.data.world import COLOURS, SHAPES, Question, Rendering, Scene
 from paligemma.models.paligemma import PaliGemmaModel
 from paligemma.tasks.coords import encode_coord
 
@@ -37,14 +37,18 @@ class PatchTargets:
     edges: Tensor  # int64[I, P, 4] bins of the box: top, left, bottom, right
 
 
-def patch_targets(scene: Scene, drawn: Rendering, grid: int) -> tuple[NDArray[np.int64], ...]:
-    """kind[P], colour[P] and edges[P, 4] of one picture; a patch belongs to whatever covers most of it."""
+def patch_owners(scene: Scene, drawn: Rendering, grid: int) -> NDArray[np.int64]:
+    """int[P]: the thing that covers most of each patch; `len(scene.things)` where none covers enough."""
     share = np.zeros((len(scene.things) + 1, grid * grid), np.float32)
     share[-1] = MIN_SHARE
     for i, mask in enumerate(drawn.masks):
         picture = Image.fromarray(mask.astype(np.uint8) * 255)
         share[i] = np.asarray(picture.resize((grid, grid), Image.Resampling.BOX), np.float32).reshape(-1) / 255
-    owner = share.argmax(axis=0)
+    return share.argmax(axis=0)
+
+
+def patch_targets(scene: Scene, drawn: Rendering, owner: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+    """kind[P], colour[P] and edges[P, 4] of one picture."""
     h, w = scene.size_hw
     names = list(COLOURS)
     kinds = [KINDS.index(thing.shape or "text") for thing in scene.things] + [KINDS.index("nothing")]
@@ -55,8 +59,28 @@ def patch_targets(scene: Scene, drawn: Rendering, grid: int) -> tuple[NDArray[np
     return np.asarray(kinds)[owner], np.asarray(colours)[owner], np.asarray(edges)[owner]
 
 
+def asked_about(scene: Scene, question: Question, owner: NDArray[np.int64]) -> NDArray[np.float32]:
+    """float[P]: 1 on patches of things that a question is about."""
+    if not isinstance(question.answer, str):
+        about = [i for _, i in question.answer]
+    else:
+        coloured = {
+            f"{colour} {shape}" for colour in COLOURS for shape in SHAPES if f"{colour} {shape}" in question.prefix
+        }
+        about = [
+            i
+            for i, thing in enumerate(scene.things)
+            if (thing.name in coloured if coloured else thing.shape and thing.shape in question.prefix)
+        ]
+    return np.isin(owner, about).astype(np.float32)
+
+
 class PatchHeads(nn.Module):
-    """Linear readers of image tokens, used while teaching only."""
+    """Linear readers of image tokens, used while teaching only.
+
+    Half-way through the decoder, image tokens have seen the prompt: `asked` tells whether they noticed that it is about
+    them, which is what a suffix token has to look for.
+    """
 
     def __init__(self, config: PaliGemmaConfig) -> None:
         super().__init__()
@@ -66,6 +90,7 @@ class PatchHeads(nn.Module):
         self.colour = nn.Linear(width, len(COLOURS))
         self.edges = nn.Linear(width, 4 * width)
         self.sides = nn.Linear(width, 4)
+        self.asked = nn.Linear(width, 1)
 
     def loss(self, model: PaliGemmaModel, embeds_IPD: Tensor, targets: PatchTargets, sigma: float) -> dict[str, Tensor]:
         """Mean losses of kinds (all patches), colours and edges (owned patches)."""
@@ -80,6 +105,12 @@ class PatchHeads(nn.Module):
             "edges": place_loss(logits, edges.flatten(), 0, sigma).mean(),
             "sides": 5 * (self.sides(found).float() - edges / (self.tokens.n_loc - 1)).abs().mean(),
         }
+
+    def notice(self, hidden_BSD: Tensor, asked_BP: Tensor) -> Tensor:
+        """Cross-entropy of noticing, over the image tokens at the head of each row."""
+        image = hidden_BSD[:, : asked_BP.shape[1]]
+        image = F.rms_norm(image.float(), image.shape[-1:])
+        return F.binary_cross_entropy_with_logits(self.asked(image)[..., 0].float(), asked_BP)
 
 
 @torch.no_grad()

@@ -88,7 +88,7 @@ def train(
         # Our own file, written below; weights_only keeps it to tensors and plain values.
         state = torch.load(state_path, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
-        heads.load_state_dict(state["heads"])
+        heads.load_state_dict(state["heads"], strict=False)
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
@@ -96,7 +96,7 @@ def train(
     if options.compile:
         for blocks in (model.vision.blocks, model.text.blocks):
             for block in blocks:
-                block.compile(dynamic=True)
+                block.forward = torch.compile(block.forward, dynamic=True)
     first, started = step, time.monotonic()
     saved = started
     seen: dict[str, float] = {}
@@ -144,12 +144,16 @@ def step_loss(
     """
     tokens = model.config.tokens
     kinds: dict[str, list[Tensor]] = {"loc": [], "seg": [], "text": []}
-    total = weight_sum = torch.zeros((), device=step.pixels.device)
+    total = weight_sum = noticed = torch.zeros((), device=step.pixels.device)
+    half_way: list[Tensor] = []
+    middle = model.text.blocks[model.config.text.depth // 2 - 1]
+    hook = middle.register_forward_hook(lambda _module, _inputs, output: half_way.append(output))
     with torch.autocast(step.pixels.device.type, torch.bfloat16):
         embeds = model.embed_image(step.pixels)
         patches = heads.loss(model, embeds, step.patches, sigma)
         for rows in step.groups:
             logits, targets = _predict(model, embeds, rows)
+            noticed = noticed + heads.notice(half_way.pop(), rows.asked) / len(step.groups)
             weights = rows.mask_loss.sum(dim=1, keepdim=True).float().rsqrt().expand_as(rows.mask_loss)[rows.mask_loss]
             is_loc = (targets >= tokens.loc_start) & (targets < tokens.loc_start + tokens.n_loc)
             losses = F.cross_entropy(logits, targets, reduction="none")
@@ -160,8 +164,14 @@ def step_loss(
             for kind, chosen in (("loc", is_loc), ("seg", is_seg), ("text", ~is_loc & ~is_seg)):
                 kinds[kind].append(losses.detach()[chosen])
     means = {kind: torch.cat(values).mean() for kind, values in kinds.items() if sum(v.numel() for v in values)}
-    loss = total / weight_sum.clamp_min(1e-6) + patch_weight * torch.stack(list(patches.values())).sum()
-    return {"loss": loss, **means, **{name: value.detach() for name, value in patches.items()}}
+    hook.remove()
+    loss = total / weight_sum.clamp_min(1e-6) + patch_weight * torch.stack(list(patches.values())).sum() + 2 * noticed
+    return {
+        "loss": loss,
+        **means,
+        **{name: value.detach() for name, value in patches.items()},
+        "asked": noticed.detach(),
+    }
 
 
 def _predict(model: PaliGemmaModel, embeds: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
