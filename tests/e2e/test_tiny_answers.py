@@ -11,10 +11,9 @@ from PIL import Image
 import paligemma
 from paligemma.cli.main import main
 from paligemma.cli.pictures import EXAMPLE_LABELS
+from tests.embedded import needs_good_tiny
 
-TINY = Path(str(files("paligemma") / "assets" / "tiny"))
 PICTURE = Path(str(files("paligemma") / "assets" / "example" / "shapes.png"))
-needs_tiny = pytest.mark.skipif(not TINY.is_dir(), reason="the embedded model has not been trained yet")
 
 # Where the things of the picture stand: left, top, right, bottom in pixels (assets/example/README.md).
 THINGS = {
@@ -39,7 +38,7 @@ def iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     return both / (area - both)
 
 
-@needs_tiny
+@needs_good_tiny
 def test_detect_finds_the_things_where_they_are(pg: paligemma.PaliGemma):
     found = pg.detect(PICTURE, list(THINGS))
     hits = [
@@ -48,7 +47,7 @@ def test_detect_finds_the_things_where_they_are(pg: paligemma.PaliGemma):
     assert len(hits) >= 4, found
 
 
-@needs_tiny
+@needs_good_tiny
 def test_segment_gives_masks_of_the_size_of_the_picture(pg: paligemma.PaliGemma):
     (circle,) = pg.segment(PICTURE, ["red circle"])
     assert circle.mask.shape == (300, 448)
@@ -56,14 +55,14 @@ def test_segment_gives_masks_of_the_size_of_the_picture(pg: paligemma.PaliGemma)
     assert not circle.mask[36:42, 40:46].any(), "a circle does not fill the corners of its box"
 
 
-@needs_tiny
+@needs_good_tiny
 def test_answers_and_captions_speak_of_what_is_there(pg: paligemma.PaliGemma):
     assert pg.answer(PICTURE, "what colour is the heart?").text == "orange"
     assert pg.answer(PICTURE, "is there a star?", choices=["yes", "no"]).text == "yes"
     assert "circle" in pg.caption(PICTURE).text
 
 
-@needs_tiny
+@needs_good_tiny
 def test_detect_without_any_words_shows_what_it_can_do(capsys: pytest.CaptureFixture[str]):
     assert main(["detect", "--json"]) == 0
     out, err = capsys.readouterr()

@@ -63,9 +63,9 @@ def main() -> None:
     from paligemma.api import load
     from paligemma.evals.tiny import evaluate
 
-    scores = evaluate(load(out)).table()
-    print(scores)
-    write_card(out, scores, " ".join(["python -m paligemma.recipes.tiny", *sys.argv[1:]]))
+    report = evaluate(load(out))
+    print(report.table())
+    write_card(out, report, " ".join(["python -m paligemma.recipes.tiny", *sys.argv[1:]]))
 
 
 def _take_over(folder: Path, work: Path) -> None:

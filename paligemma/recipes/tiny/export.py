@@ -7,6 +7,7 @@ import torch
 
 from paligemma.checkpoints import write
 from paligemma.config import PaliGemmaConfig
+from paligemma.evals.tiny import TinyReport
 from paligemma.models.mask_vae import MaskVae
 
 CARD = """# tiny
@@ -38,8 +39,9 @@ def export(config: PaliGemmaConfig, work: Path, target: Path) -> None:
     (target / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def write_card(target: Path, scores: str, command: str) -> None:
-    """README.md beside the weights: how they were made and what they score."""
+def write_card(target: Path, report: TinyReport, command: str) -> None:
+    """README.md and scores.json beside the weights: how they were made and what they score."""
+    (target / "scores.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n")
     facts = json.loads((target / "training.json").read_text())
     table = "\n".join(["| option | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())])
-    (target / "README.md").write_text(CARD.format(command=command, facts=table, scores=scores))
+    (target / "README.md").write_text(CARD.format(command=command, facts=table, scores=report.table()))
