@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from paligemma.config import PaliGemmaConfig
-from paligemma.data.world import Question, Rendering, Scene, World, ask, render, sample_scene
+from paligemma.data.world import KINDS, Question, Rendering, Scene, World, ask, render, sample_scene
 from paligemma.data.world.questions import ask_everything
 from paligemma.models.mask_vae import MaskVae
 from paligemma.processing.image import to_pixels
@@ -23,19 +23,23 @@ from paligemma.tasks.coords import box_to_tokens
 from paligemma.tasks.grammar import format_entries
 from paligemma.tasks.masks import crop_mask
 
+SIMPLE = {"detect": 0.5, "segment": 0.1, "colour": 0.25, "there": 0.15}  # kind of question -> how often it is drawn
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleOptions:
     """What a training step sees.
 
     The first `patch_steps` steps show `patch_images` pictures and ask nothing: they teach the image tower what lies in
-    each patch. After them a step has `n_images` pictures, `plain_share` of them plain, the rest full; each is asked
-    `n_questions`, of which `everything_share` list all that is in it (the held-out prompts do). Text beyond `max_text`
-    tokens is cut.
+    each patch. The next `simple_steps` ask, on plain pictures, only what one thing answers (`SIMPLE`): where it is, its
+    colour, whether it is there. After them `plain_share` of a step's `n_images` pictures are plain, the rest full; each
+    is asked `n_questions`, of which `everything_share` list all that is in it (the held-out prompts do). Text beyond
+    `max_text` tokens is cut.
     """
 
     patch_steps: int = 900
     patch_images: int = 48
+    simple_steps: int = 2_000
     n_images: int = 32
     n_questions: int = 6
     plain_share: float = 0.45
@@ -129,9 +133,10 @@ def draw_step(config: PaliGemmaConfig, writer: SuffixWriter, options: ExampleOpt
     """Everything that one optimiser step sees."""
     rng = np.random.default_rng([options.seed, step])
     only_patches = step < options.patch_steps
+    simple = options.patch_steps <= step < options.patch_steps + options.simple_steps
     pixels, patches, asked, image, about = [], [], [], [], []
     for i in range(options.patch_images if only_patches else options.n_images):
-        world: World = "plain" if rng.random() < options.plain_share else "full"
+        world: World = "plain" if simple or rng.random() < options.plain_share else "full"
         scene = sample_scene(int(rng.integers(2**48)), world)
         drawn = render(scene)
         pixels.append(to_pixels(drawn.image, config.vision.resolution, config.processing.resize))
@@ -139,9 +144,9 @@ def draw_step(config: PaliGemmaConfig, writer: SuffixWriter, options: ExampleOpt
         patches.append(patch_targets(scene, drawn, owner))
         if only_patches:
             continue
-        n_all = int(rng.binomial(options.n_questions, options.everything_share))
+        n_all = 0 if simple else int(rng.binomial(options.n_questions, options.everything_share))
         questions = [ask_everything(scene, drawn, rng) for _ in range(n_all)]
-        questions += ask(scene, drawn, rng, options.n_questions - n_all)
+        questions += ask(scene, drawn, rng, options.n_questions - n_all, SIMPLE if simple else KINDS)
         asked += [(scene, drawn, question) for question in questions]
         image += [i] * len(questions)
         about += [asked_about(scene, question, owner) for question in questions]

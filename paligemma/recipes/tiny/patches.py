@@ -44,7 +44,8 @@ def patch_owners(scene: Scene, drawn: Rendering, grid: int) -> NDArray[np.int64]
     for i, mask in enumerate(drawn.masks):
         picture = Image.fromarray(mask.astype(np.uint8) * 255)
         share[i] = np.asarray(picture.resize((grid, grid), Image.Resampling.BOX), np.float32).reshape(-1) / 255
-    return share.argmax(axis=0)
+    owner: NDArray[np.int64] = share.argmax(axis=0)
+    return owner
 
 
 def patch_targets(scene: Scene, drawn: Rendering, owner: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
