@@ -6,9 +6,7 @@ interrupted run goes on with the very next step. What is particular to this reci
 - location tokens are learned as places, not as names: their target is spread over neighbouring bins (`loc_sigma`, in
   bins, shrinking over the run);
 - the image tower learns what lies in each patch before it is asked anything, and keeps learning it (`patches.py`);
-- several questions share one run of the image tower;
-- the attention cap is off at first and acts only in the last part of the run: its float32 tanh is a quarter of a CPU
-  step, and scores far below the cap of 50 hardly feel it.
+- several questions share one run of the image tower.
 """
 
 import copy
@@ -25,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paligemma.config import PaliGemmaConfig
-from paligemma.models.gemma import GemmaAttention
 from paligemma.models.init import init_weights
 from paligemma.models.paligemma import PaliGemmaModel
 from paligemma.recipes.tiny.examples import ExampleOptions, Rows, Step, WorldSteps, to_device
@@ -44,7 +41,6 @@ class TrainOptions:
     ema: float = 0.99
     patch_weight: float = 0.3  # of the patch lesson once questions are asked
     loc_sigma: tuple[float, float] = (12.0, 2.0)  # bins of 1/1023 of a side, at the start and at the end
-    caps_from: float = 0.85  # share of the run after which the attention cap acts
     compile: bool = False
     workers: int = 1
     save_minutes: float = 10.0
@@ -104,7 +100,6 @@ def train(
         if step >= options.steps or time.monotonic() - started > 60 * minutes:
             break
         done = step / options.steps
-        set_attention_cap(model, config if done >= options.caps_from else None)
         # Both parts of the run, patches alone and then questions, begin with a short ramp.
         ramp = step - examples.patch_steps if step >= examples.patch_steps else step
         lr = options.lr * min(1.0, (ramp + 1) / options.warmup, (1 - done) / options.cooldown)
@@ -186,13 +181,6 @@ def _predict(model: PaliGemmaModel, embeds: Tensor, rows: Rows) -> tuple[Tensor,
         keep=keep,
     )
     return logits, rows.tokens[rows.mask_loss]
-
-
-def set_attention_cap(model: PaliGemmaModel, config: PaliGemmaConfig | None) -> None:
-    """The attention cap of a configuration, or none."""
-    for module in model.text.modules():
-        if isinstance(module, GemmaAttention):
-            module.softcap = config.text.attn_logits_softcap if config else None
 
 
 def _groups(model: PaliGemmaModel, heads: PatchHeads, options: TrainOptions) -> list[dict[str, Any]]:
