@@ -1,8 +1,8 @@
 """Safetensors, read one tensor at a time and written one tensor at a time.
 
-The format is an 8-byte length, a JSON header and the bytes. The `safetensors` package maps files into memory, where a
-truncated file shows up as a bus error, and writes only what is in memory all at once; converting a 28B model needs
-neither, so both directions are written out here. Tests hold them against that package.
+The format is an 8-byte length, a JSON header and the bytes. The `safetensors` package does not check a file's length
+before it maps it, where a truncated one shows up as a bus error, and writes only what is in memory all at once;
+converting a 28B model needs neither, so both directions are written out here. Tests hold them against that package.
 """
 
 import hashlib
@@ -106,6 +106,7 @@ class SafetensorsFiles:
         self.metadata: dict[str, str] = {}
         self._places: dict[str, tuple[int, int]] = {}
         self._open: dict[int, IO[bytes]] = {}
+        self._maps: dict[int, Any] = {}  # untyped storages; None where the system cannot map the file
         for number, path in enumerate(self.paths):
             entries, metadata, _ = read_header(path)
             self.metadata.update(metadata)
@@ -125,14 +126,41 @@ class SafetensorsFiles:
         return self._places[name]
 
     def read(self, name: str, index: tuple[int, ...] = (), scratch: Scratch | None = None) -> Tensor:
+        """A view of the mapped file where the system can map it, so that nothing is copied that need not be.
+
+        The mapping is private: writing to the tensor never reaches the file, and takes memory only for pages written.
+        """
         spec = self.specs[name]
         rest = spec.shape[len(index) :]
         skip = 0
         for axis, i in enumerate(index):
             skip += i * math.prod(spec.shape[axis + 1 :])
+        mapped = self._mapped(name, skip * spec.dtype.itemsize, rest, spec.dtype)
+        if mapped is not None:
+            return mapped
         out = (scratch or Scratch()).take(rest, spec.dtype)
         self._read_into(name, skip * spec.dtype.itemsize, byte_view(out))
         return out
+
+    def _mapped(self, name: str, skip: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+        number, offset = self._places[name]
+        start, n_bytes = offset + skip, math.prod(shape) * dtype.itemsize
+        if n_bytes == 0 or start % dtype.itemsize:
+            return None
+        path = self.paths[number]
+        # The header announced more when it was read; touching a page that is gone would end the process.
+        if path.stat().st_size < start + n_bytes:
+            raise CheckpointError(f"{path}: ended inside {name}: truncated while it was being read.")
+        if number not in self._maps:
+            try:
+                self._maps[number] = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
+            except RuntimeError:  # some network file systems cannot be mapped
+                self._maps[number] = None
+        storage = self._maps[number]
+        if storage is None:
+            return None
+        # A storage of its own, not a view of the whole: saving or copying one tensor must not take the file along.
+        return torch.empty(0, dtype=dtype).set_(storage[start : start + n_bytes]).view(shape)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows of a tensor, so that large tables can be compared without holding them."""
@@ -158,6 +186,7 @@ class SafetensorsFiles:
         for file in self._open.values():
             file.close()
         self._open.clear()
+        self._maps.clear()  # tensors handed out keep their part alive
 
 
 class SafetensorsWriter:

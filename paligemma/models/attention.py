@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from paligemma.models.linear import is_widened
+
 # Scores of one block of queries stay below this many elements when no gradient is needed (256 MB in float32).
 MAX_SCORES = 1 << 26
 
@@ -88,6 +90,9 @@ def attention(
         [B, N, T, H] in the dtype of v. Without a cap torch's fused kernel does the work; with one, FlexAttention on
         CUDA and plain attention with a float32 softmax elsewhere, in blocks of queries when the scores grow large.
     """
+    if q_BNTH.shape[2] > 1 and is_widened(q_BNTH):
+        wide = attention(q_BNTH.float(), k_BKSH.float(), v_BKSH.float(), mask=mask, scale=scale, softcap=softcap)
+        return wide.to(v_BKSH.dtype)
     B, N, T, H = q_BNTH.shape
     K, S = k_BKSH.shape[1], k_BKSH.shape[2]
     if softcap is not None and q_BNTH.is_cuda and T > 1:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from paligemma.config import TextConfig
 from paligemma.models.attention import Span, attention, prefix_lm_mask, usable_mask
 from paligemma.models.kv_cache import KVCache
+from paligemma.models.linear import Linear, linear
 from paligemma.models.norms import RMSNorm
 from paligemma.models.rope import rotary_angles, rotate
 
@@ -41,10 +42,10 @@ class GemmaAttention(nn.Module):
         self.softcap = config.attn_logits_softcap
         self.is_sliding = config.is_sliding(layer)
         q_dim, kv_dim = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-        self.q = nn.Linear(config.width, q_dim, bias=False, device=device, dtype=dtype)
-        self.k = nn.Linear(config.width, kv_dim, bias=False, device=device, dtype=dtype)
-        self.v = nn.Linear(config.width, kv_dim, bias=False, device=device, dtype=dtype)
-        self.out = nn.Linear(q_dim, config.width, bias=False, device=device, dtype=dtype)
+        self.q = Linear(config.width, q_dim, bias=False, device=device, dtype=dtype)
+        self.k = Linear(config.width, kv_dim, bias=False, device=device, dtype=dtype)
+        self.v = Linear(config.width, kv_dim, bias=False, device=device, dtype=dtype)
+        self.out = Linear(q_dim, config.width, bias=False, device=device, dtype=dtype)
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         q, k, v = (proj(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for proj in (self.q, self.k, self.v))
@@ -62,9 +63,9 @@ class GemmaMlp(nn.Module):
 
     def __init__(self, config: TextConfig, device: torch.device | None, dtype: torch.dtype | None):
         super().__init__()
-        self.gate = nn.Linear(config.width, config.mlp_dim, bias=False, device=device, dtype=dtype)
-        self.up = nn.Linear(config.width, config.mlp_dim, bias=False, device=device, dtype=dtype)
-        self.down = nn.Linear(config.mlp_dim, config.width, bias=False, device=device, dtype=dtype)
+        self.gate = Linear(config.width, config.mlp_dim, bias=False, device=device, dtype=dtype)
+        self.up = Linear(config.width, config.mlp_dim, bias=False, device=device, dtype=dtype)
+        self.down = Linear(config.mlp_dim, config.width, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down(F.gelu(self.gate(x), approximate="tanh") * self.up(x))
@@ -156,7 +157,7 @@ class GemmaDecoder(nn.Module):
 
     def logits(self, pre_logits: Tensor, *, capped: bool = True) -> Tensor:
         """float32[..., V]: the product with the embedding table, unscaled, then the final soft cap if asked."""
-        logits = F.linear(pre_logits, self.embedding.weight).float()
+        logits = linear(pre_logits, self.embedding.weight).float()
         cap = self.config.final_logits_softcap
         if cap is None or not capped:
             return logits

@@ -17,6 +17,7 @@ from paligemma.errors import ShapeError
 from paligemma.models.attention import Span
 from paligemma.models.gemma import GemmaDecoder
 from paligemma.models.kv_cache import KVCache
+from paligemma.models.linear import Linear
 from paligemma.models.siglip import SiglipTower
 
 
@@ -46,7 +47,7 @@ class PaliGemmaModel(nn.Module):
         place = None if device is None else torch.device(device)
         self.config = config
         self.vision = SiglipTower(config.vision, device=place, dtype=dtype)
-        self.projector = nn.Linear(config.vision.width, config.text.width, device=place, dtype=dtype)
+        self.projector = Linear(config.vision.width, config.text.width, device=place, dtype=dtype)
         self.text = GemmaDecoder(config.text, device=place, dtype=dtype)
 
     def embed_image(self, pixels: Tensor) -> Tensor:

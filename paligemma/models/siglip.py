@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from paligemma.config import VisionConfig
 from paligemma.errors import ShapeError
 from paligemma.models.attention import attention
+from paligemma.models.linear import Linear, linear
 from paligemma.models.norms import LayerNorm
 
 
@@ -22,7 +23,7 @@ class SiglipAttention(nn.Module):
         super().__init__()
         self.n_heads = config.n_heads
         self.q, self.k, self.v, self.out = (
-            nn.Linear(config.width, config.width, device=device, dtype=dtype) for _ in range(4)
+            Linear(config.width, config.width, device=device, dtype=dtype) for _ in range(4)
         )
 
     def forward(self, x_IPW: Tensor) -> Tensor:
@@ -37,8 +38,8 @@ class SiglipMlp(nn.Module):
 
     def __init__(self, config: VisionConfig, device: torch.device | None, dtype: torch.dtype | None):
         super().__init__()
-        self.up = nn.Linear(config.width, config.mlp_dim, device=device, dtype=dtype)
-        self.down = nn.Linear(config.mlp_dim, config.width, device=device, dtype=dtype)
+        self.up = Linear(config.width, config.mlp_dim, device=device, dtype=dtype)
+        self.down = Linear(config.mlp_dim, config.width, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down(F.gelu(self.up(x), approximate="tanh"))
@@ -90,7 +91,7 @@ class SiglipTower(nn.Module):
         # One matrix product over unfolded patches: the same numbers as the convolution, faster in every dtype.
         patches = pixels_I3RR[:, :, : g * p, : g * p].reshape(-1, 3, g, p, g, p)
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2).to(conv.weight.dtype)
-        return F.linear(patches, conv.weight.flatten(1), conv.bias) + self.position_embedding
+        return linear(patches, conv.weight.flatten(1), conv.bias) + self.position_embedding
 
     def forward(self, pixels_I3RR: Tensor) -> Tensor:
         """Encode pictures.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from paligemma.data.world import World, render, sample_scene
 from paligemma.models.mask_vae import MaskVae
+from paligemma.recipes.tiny.precision import autocast
 
 HIDDEN, CODE_DIM, N_CODES = (8, 16, 32, 64), 64, 128
 LR, DECAY, COMMITMENT = 2e-3, 0.99, 0.25
@@ -49,7 +50,7 @@ def train_mask_vae(path: Path, *, n_crops: int = 12_000, steps: int = 3_000, bat
         for group in optimizer.param_groups:
             group["lr"] = LR * min(1.0, (step + 1) / 100) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         masks = _turned(crops[torch.randint(len(crops), (batch,), generator=rng)].float() / 255, rng)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu"):
             features = vae.encode_features(masks)
         features = features.float()
         quantised = features
@@ -68,7 +69,7 @@ def train_mask_vae(path: Path, *, n_crops: int = 12_000, steps: int = 3_000, bat
                 counts[unused] = 1.0
             codebook.copy_(sums / counts.clamp_min(1e-5)[:, None])
             quantised = codebook[ids].reshape(len(masks), 4, 4, CODE_DIM).permute(0, 3, 1, 2)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu"):
             out = vae.decode_features(features + (quantised - features).detach())
         loss = F.mse_loss(out, masks * 2 - 1) + COMMITMENT * F.mse_loss(features, quantised.detach())
         optimizer.zero_grad()

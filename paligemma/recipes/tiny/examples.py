@@ -18,8 +18,9 @@ from paligemma.data.world.questions import ask_everything
 from paligemma.models.mask_vae import MaskVae
 from paligemma.processing.image import to_pixels
 from paligemma.processing.tokenizer import Tokenizer
-from paligemma.recipes.tiny.patches import PatchTargets, asked_about, patch_owners, patch_targets
-from paligemma.tasks.coords import box_to_tokens
+from paligemma.recipes.tiny.patches import PatchTargets, asked_about, on_step, patch_owners, patch_targets
+from paligemma.results import BoxXyxyPx
+from paligemma.tasks.coords import box_to_norm, decode_coord, encode_coord, loc_tokens
 from paligemma.tasks.grammar import format_entries
 from paligemma.tasks.masks import crop_mask
 
@@ -33,17 +34,20 @@ class ExampleOptions:
     The first `patch_steps` steps show `patch_images` pictures and ask nothing: they teach the image tower what lies in
     each patch. The next `simple_steps` ask, on plain pictures, only what one thing answers (`SIMPLE`): where it is, its
     colour, whether it is there. After them `plain_share` of a step's `n_images` pictures are plain, the rest full; each
-    is asked `n_questions`, of which `everything_share` list all that is in it (the held-out prompts do). Text beyond
-    `max_text` tokens is cut.
+    is asked `n_questions`, of which `everything_share` list all that is in it (the held-out prompts do), in the simple
+    lesson without masks. Places are said in every `loc_step`-th location token, 0.9 pixels of the 112 apart: finer ones
+    cannot be told apart so soon, and each would be less likely than the end of the answer. Text beyond `max_text`
+    tokens is cut.
     """
 
     patch_steps: int = 900
     patch_images: int = 48
     simple_steps: int = 2_000
     n_images: int = 32
-    n_questions: int = 6
-    plain_share: float = 0.45
-    everything_share: float = 0.25
+    n_questions: int = 5
+    plain_share: float = 0.5
+    everything_share: float = 0.35
+    loc_step: int = 8
     max_text: int = 176
     seed: int = 0
 
@@ -81,7 +85,9 @@ class WorldSteps(IterableDataset[Step]):
         worker = torch.utils.data.get_worker_info()
         offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         writer = SuffixWriter(
-            Tokenizer.from_file(self.tokenizer_path, self.config.tokens), MaskVae.from_npz(self.vae_path).eval()
+            Tokenizer.from_file(self.tokenizer_path, self.config.tokens),
+            MaskVae.from_npz(self.vae_path).eval(),
+            self.options.loc_step,
         )
         step = self.first_step + offset
         while True:
@@ -92,8 +98,8 @@ class WorldSteps(IterableDataset[Step]):
 class SuffixWriter:
     """Questions -> prefix and suffix ids; the masks of a whole step are encoded in one batch."""
 
-    def __init__(self, tokenizer: Tokenizer, vae: MaskVae) -> None:
-        self.tokenizer, self.vae = tokenizer, vae
+    def __init__(self, tokenizer: Tokenizer, vae: MaskVae, loc_step: int = 1) -> None:
+        self.tokenizer, self.vae, self.loc_step = tokenizer, vae, loc_step
 
     @torch.no_grad()
     def __call__(self, asked: list[tuple[Scene, Rendering, Question]]) -> list[tuple[list[int], list[int]]]:
@@ -111,7 +117,7 @@ class SuffixWriter:
             else:
                 entries = [
                     (
-                        box_to_tokens(drawn.boxes_xyxy_px[i], scene.size_hw),
+                        self._place(drawn.boxes_xyxy_px[i], scene.size_hw),
                         next(codes) if question.task == "segment" else None,
                         label,
                     )
@@ -120,6 +126,10 @@ class SuffixWriter:
                 suffix = self.tokenizer.encode(format_entries(entries))
             rows.append((prefix, [*suffix, tokens.eos]))
         return rows
+
+    def _place(self, box_xyxy_px: BoxXyxyPx, size_hw: tuple[int, int]) -> str:
+        bins = [on_step(encode_coord(side), self.loc_step) for side in box_to_norm(box_xyxy_px, size_hw)]
+        return loc_tokens([decode_coord(index) for index in bins])
 
 
 def _crop(drawn: Rendering, i: int) -> NDArray[np.float32]:
@@ -141,11 +151,11 @@ def draw_step(config: PaliGemmaConfig, writer: SuffixWriter, options: ExampleOpt
         drawn = render(scene)
         pixels.append(to_pixels(drawn.image, config.vision.resolution, config.processing.resize))
         owner = patch_owners(scene, drawn, config.vision.grid)
-        patches.append(patch_targets(scene, drawn, owner))
+        patches.append(patch_targets(scene, drawn, owner, options.loc_step))
         if only_patches:
             continue
-        n_all = 0 if simple else int(rng.binomial(options.n_questions, options.everything_share))
-        questions = [ask_everything(scene, drawn, rng) for _ in range(n_all)]
+        n_all = int(rng.binomial(options.n_questions, options.everything_share))
+        questions = [ask_everything(scene, drawn, rng, "detect" if simple else None) for _ in range(n_all)]
         questions += ask(scene, drawn, rng, options.n_questions - n_all, SIMPLE if simple else KINDS)
         asked += [(scene, drawn, question) for question in questions]
         image += [i] * len(questions)

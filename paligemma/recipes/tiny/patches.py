@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from paligemma.config import PaliGemmaConfig
 from paligemma.data.world import COLOURS, SHAPES, Question, Rendering, Scene
 from paligemma.models.paligemma import PaliGemmaModel
-from paligemma.tasks.coords import encode_coord
+from paligemma.tasks.coords import N_LOC, box_to_norm, encode_coord
 
 KINDS = (*SHAPES, "text", "nothing")
 MIN_SHARE = 0.2  # of a patch that a thing must cover to own it
@@ -48,15 +48,23 @@ def patch_owners(scene: Scene, drawn: Rendering, grid: int) -> NDArray[np.int64]
     return owner
 
 
-def patch_targets(scene: Scene, drawn: Rendering, owner: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+def on_step(index: int, step: int) -> int:
+    """The nearest of the location bins 0, step, 2 step, … and the last."""
+    return min(round(index / step) * step, N_LOC - 1)
+
+
+def patch_targets(
+    scene: Scene, drawn: Rendering, owner: NDArray[np.int64], loc_step: int = 1
+) -> tuple[NDArray[np.int64], ...]:
     """kind[P], colour[P] and edges[P, 4] of one picture."""
-    h, w = scene.size_hw
     names = list(COLOURS)
     kinds = [KINDS.index(thing.shape or "text") for thing in scene.things] + [KINDS.index("nothing")]
     colours = [names.index(thing.colour) for thing in scene.things] + [-1]
-    edges = [[encode_coord(v) for v in (y1 / h, x1 / w, y2 / h, x2 / w)] for x1, y1, x2, y2 in drawn.boxes_xyxy_px] + [
-        [0, 0, 0, 0]
+    edges = [
+        [on_step(encode_coord(side), loc_step) for side in box_to_norm(box, scene.size_hw)]
+        for box in drawn.boxes_xyxy_px
     ]
+    edges.append([0, 0, 0, 0])
     return np.asarray(kinds)[owner], np.asarray(colours)[owner], np.asarray(edges)[owner]
 
 
@@ -93,7 +101,9 @@ class PatchHeads(nn.Module):
         self.sides = nn.Linear(width, 4)
         self.asked = nn.Linear(width, 1)
 
-    def loss(self, model: PaliGemmaModel, embeds_IPD: Tensor, targets: PatchTargets, sigma: float) -> dict[str, Tensor]:
+    def loss(
+        self, model: PaliGemmaModel, embeds_IPD: Tensor, targets: PatchTargets, sigma: float, loc_step: int = 1
+    ) -> dict[str, Tensor]:
         """Mean losses of kinds (all patches), colours and edges (owned patches)."""
         owned = targets.colour >= 0
         found = embeds_IPD[owned]
@@ -103,7 +113,7 @@ class PatchHeads(nn.Module):
         return {
             "kind": F.cross_entropy(self.kind(embeds_IPD).flatten(0, 1).float(), targets.kind.flatten()),
             "colour": F.cross_entropy(self.colour(found).float(), targets.colour[owned]),
-            "edges": place_loss(logits, edges.flatten(), 0, sigma).mean(),
+            "edges": place_loss(logits, edges.flatten(), 0, sigma, loc_step).mean(),
             "sides": 5 * (self.sides(found).float() - edges / (self.tokens.n_loc - 1)).abs().mean(),
         }
 
@@ -135,14 +145,16 @@ def waves(x: Tensor, n: int, slowest: float, fastest: float) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
-def place_loss(logits: Tensor, bins: Tensor, loc_start: int, sigma: float) -> Tensor:
+def place_loss(logits: Tensor, bins: Tensor, loc_start: int, sigma: float, step: int = 1) -> Tensor:
     """Cross-entropy against a normal curve of `sigma` bins around the true bin, minus that curve's entropy.
 
     A miss by two bins costs little and by two hundred much, which plain cross-entropy does not know. Without the
-    entropy, 0 is perfect at every sigma.
+    entropy, 0 is perfect at every sigma. The curve has its values on every `step`-th bin and the last.
     """
-    place = torch.arange(1024, device=bins.device, dtype=torch.float32)
-    target = torch.softmax(-((place - bins[:, None].float()) ** 2) / (2 * sigma**2), dim=-1)
-    logp = F.log_softmax(logits.float(), dim=-1)[:, loc_start : loc_start + 1024]
+    place = torch.arange(N_LOC, device=bins.device)
+    off_step = (place % step != 0) & (place != N_LOC - 1)
+    closeness = -((place - bins[:, None]).float() ** 2) / (2 * sigma**2)
+    target = torch.softmax(closeness.masked_fill(off_step, -torch.inf), dim=-1)
+    logp = F.log_softmax(logits.float(), dim=-1)[:, loc_start : loc_start + N_LOC]
     entropy: Tensor = torch.special.entr(target).sum(dim=-1)
     return -(target * logp).sum(dim=-1) - entropy

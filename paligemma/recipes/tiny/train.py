@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,13 +25,15 @@ from paligemma.config import PaliGemmaConfig
 from paligemma.models.init import init_weights
 from paligemma.models.paligemma import PaliGemmaModel
 from paligemma.recipes.tiny.examples import ExampleOptions, Rows, Step, WorldSteps, to_device
+from paligemma.recipes.tiny.muon import Muon
 from paligemma.recipes.tiny.patches import PatchHeads, begin_with_waves, place_loss
+from paligemma.recipes.tiny.precision import autocast
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     steps: int = 6_000
-    lr: float = 1.2e-3
+    lr: float = 1.5e-3
     warmup: int = 100
     cooldown: float = 0.3  # share of the run, at its end, over which the learning rate falls to nothing
     weight_decay: float = 0.05
@@ -40,7 +41,7 @@ class TrainOptions:
     clip_norm: float = 1.0
     ema: float = 0.99
     patch_weight: float = 0.3  # of the patch lesson once questions are asked
-    loc_sigma: tuple[float, float] = (12.0, 2.0)  # bins of 1/1023 of a side, at the start and at the end
+    loc_sigma: tuple[float, float] = (12.0, 4.0)  # bins of 1/1023 of a side, at the start and at the end
     compile: bool = False
     workers: int = 1
     save_minutes: float = 10.0
@@ -77,7 +78,7 @@ def train(
     model.to(device)
     heads = PatchHeads(config).to(device)
     average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(_groups(model, heads, options), lr=options.lr, betas=options.betas, fused=True)
+    optimizers = make_optimizers(model, heads, options)
     step = 0
     state_path = work / "state.pt"
     if state_path.exists():
@@ -86,7 +87,8 @@ def train(
         model.load_state_dict(state["model"])
         heads.load_state_dict(state["heads"], strict=False)
         average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
         step = state["step"]
         print(f"going on from step {step}", flush=True)
     if options.compile:
@@ -103,16 +105,19 @@ def train(
         # Both parts of the run, patches alone and then questions, begin with a short ramp.
         ramp = step - examples.patch_steps if step >= examples.patch_steps else step
         lr = options.lr * min(1.0, (ramp + 1) / options.warmup, (1 - done) / options.cooldown)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        for optimizer in optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = lr
         start, end = options.loc_sigma
         sigma = start * (end / start) ** done
         weight = 1.0 if step < examples.patch_steps else options.patch_weight
-        sums = step_loss(model, heads, to_device(batch, device), sigma, weight)
-        optimizer.zero_grad(set_to_none=True)
+        sums = step_loss(model, heads, to_device(batch, device), sigma, weight, examples.loc_step)
+        for optimizer in optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(sums["loss"])
         torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
-        optimizer.step()
+        for optimizer in optimizers.values():
+            optimizer.step()
         step += 1
         decay = min(options.ema, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
@@ -123,14 +128,14 @@ def train(
             told = " ".join(f"{name} {value:.3f}" for name, value in seen.items())
             print(f"step {step} lr {lr:.2e} sigma {sigma:.1f} {told} {rate:.0f} pictures/s", flush=True)
         if time.monotonic() - saved > 60 * options.save_minutes:
-            _save(work, model, heads, average, optimizer, step, options)
+            _save(work, model, heads, average, optimizers, step, options)
             saved = time.monotonic()
-    _save(work, model, heads, average, optimizer, step, options)
+    _save(work, model, heads, average, optimizers, step, options)
     return step >= options.steps
 
 
 def step_loss(
-    model: PaliGemmaModel, heads: PatchHeads, step: Step, sigma: float, patch_weight: float
+    model: PaliGemmaModel, heads: PatchHeads, step: Step, sigma: float, patch_weight: float, loc_step: int = 1
 ) -> dict[str, Tensor]:
     """Weighted mean over the supervised tokens of all groups; also the plain means of places, masks and words.
 
@@ -143,16 +148,17 @@ def step_loss(
     half_way: list[Tensor] = []
     middle = model.text.blocks[model.config.text.depth // 2 - 1]
     hook = middle.register_forward_hook(lambda _module, _inputs, output: half_way.append(output))
-    with torch.autocast(step.pixels.device.type, torch.bfloat16):
+    with autocast(step.pixels.device):
         embeds = model.embed_image(step.pixels)
-        patches = heads.loss(model, embeds, step.patches, sigma)
+        patches = heads.loss(model, embeds, step.patches, sigma, loc_step)
         for rows in step.groups:
             logits, targets = _predict(model, embeds, rows)
             noticed = noticed + heads.notice(half_way.pop(), rows.asked) / len(step.groups)
             weights = rows.mask_loss.sum(dim=1, keepdim=True).float().rsqrt().expand_as(rows.mask_loss)[rows.mask_loss]
             is_loc = (targets >= tokens.loc_start) & (targets < tokens.loc_start + tokens.n_loc)
             losses = F.cross_entropy(logits, targets, reduction="none")
-            places = place_loss(logits[is_loc], targets[is_loc] - tokens.loc_start, tokens.loc_start, sigma)
+            bins = targets[is_loc] - tokens.loc_start
+            places = place_loss(logits[is_loc], bins, tokens.loc_start, sigma, loc_step)
             losses = losses.masked_scatter(is_loc, places)
             total, weight_sum = total + (losses * weights).sum(), weight_sum + weights.sum()
             is_seg = targets >= tokens.seg_start
@@ -183,11 +189,17 @@ def _predict(model: PaliGemmaModel, embeds: Tensor, rows: Rows) -> tuple[Tensor,
     return logits, rows.tokens[rows.mask_loss]
 
 
-def _groups(model: PaliGemmaModel, heads: PatchHeads, options: TrainOptions) -> list[dict[str, Any]]:
-    named = [*model.named_parameters(), *heads.named_parameters()]
-    matrices = [p for name, p in named if p.ndim >= 2 and "embedding" not in name]
-    rest = [p for name, p in named if p.ndim < 2 or "embedding" in name]
-    return [{"params": matrices, "weight_decay": options.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+def make_optimizers(
+    model: PaliGemmaModel, heads: PatchHeads, options: TrainOptions
+) -> dict[str, torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for the rest."""
+    inside = [p for blocks in (model.vision.blocks, model.text.blocks) for p in blocks.parameters() if p.ndim == 2]
+    taken = {id(p) for p in inside}
+    rest = [p for p in (*model.parameters(), *heads.parameters()) if id(p) not in taken]
+    return {
+        "muon": Muon(inside, lr=options.lr, weight_decay=options.weight_decay),
+        "adamw": torch.optim.AdamW(rest, lr=options.lr, betas=options.betas, weight_decay=0.0, fused=True),
+    }
 
 
 def _steps(
@@ -205,7 +217,7 @@ def _save(
     model: PaliGemmaModel,
     heads: PatchHeads,
     average: PaliGemmaModel,
-    optimizer: torch.optim.Optimizer,
+    optimizers: dict[str, torch.optim.Optimizer],
     step: int,
     options: TrainOptions,
 ) -> None:
@@ -213,7 +225,7 @@ def _save(
         "model": model.state_dict(),
         "heads": heads.state_dict(),
         "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
         "step": step,
         "options": asdict(options),
     }
