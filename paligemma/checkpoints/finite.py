@@ -11,8 +11,8 @@ _CHUNK = 1 << 20  # values looked at together, so that the check needs little me
 def describe_nonfinite(tensor: Tensor) -> str | None:
     """ "3 NaN and 1 Inf among 1,234 values, first at [0, 5]"; None when every value is finite."""
     flat = tensor.reshape(-1)
-    # Both ends tell, since NaN passes through; and they need no memory. Masks of every tensor of a model, some megabytes
-    # each between objects that stay, would leave a heap full of holes.
+    # Both ends tell, since NaN passes through, and they need no memory. Masks of some megabytes for every tensor, made
+    # between objects that stay, would leave a heap full of holes.
     if flat.numel() and flat.dtype.itemsize > 1 and all(end.isfinite() for end in flat.aminmax()):
         return None
     n_nan = n_inf = 0

@@ -19,7 +19,7 @@ SUFFIXES = frozenset(
         ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
     }
 )  # fmt: skip
-EXAMPLE_LABELS = ("circle", "square", "triangle", "star")
+EXAMPLE_LABELS = ("red circle", "blue square", "green triangle", "purple star")
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,8 @@ def test_detect_without_any_words_shows_what_it_can_do(capsys: pytest.CaptureFix
     assert main(["detect", "--json"]) == 0
     out, err = capsys.readouterr()
     (answer,) = [json.loads(line) for line in out.splitlines()]
-    assert {"circle", "star"} <= {found["label"] for found in answer["detections"]} <= set(EXAMPLE_LABELS)
-    assert all(word in err for word in ("tiny", "bundled", "circle ; square"))
+    assert {"red circle", "purple star"} <= {found["label"] for found in answer["detections"]} <= set(EXAMPLE_LABELS)
+    assert all(word in err for word in ("tiny", "bundled", "red circle ; blue square"))
 
 
 def test_the_bundled_picture_is_the_one_that_its_readme_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

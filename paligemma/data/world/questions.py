@@ -105,12 +105,29 @@ def ask_one(
 
 
 def ask_everything(
-    scene: Scene, rendering: Rendering, rng: np.random.Generator, task: Literal["detect", "segment"] | None = None
+    scene: Scene,
+    rendering: Rendering,
+    rng: np.random.Generator,
+    task: Literal["detect", "segment"] | None = None,
+    *,
+    by_shape: bool = False,
+    n_absent: int = 1,
 ) -> Question:
-    """`detect` or `segment` of every colour and shape in the scene and of one that is absent, in random order."""
+    """`detect` or `segment` of every colour and shape in the scene and of others that are absent, in random order.
+
+    Args:
+        by_shape: name shapes alone (`circle`), as somebody does who lists what there may be.
+        n_absent: at most so many names of what is not there.
+    """
     task = task or ("detect" if rng.random() < 0.5 else "segment")
-    names = sorted({scene.things[i].name for i in scene.shapes})
-    names.append(_Asker(scene, rendering, rng, False).absent_name())
+    names = sorted({scene.things[i].shape if by_shape else scene.things[i].name for i in scene.shapes})
+    asker = _Asker(scene, rendering, rng, False)
+    if by_shape:
+        names += [name for name in rng.permutation(list(SHAPES)).tolist() if name not in names][:n_absent]
+    else:
+        for _ in range(n_absent):
+            name = asker.absent_name()
+            names += [] if name in names else [name]
     names = [names[i] for i in rng.permutation(len(names))]
     return Question(task, task, f"{task} {' ; '.join(names)}", listed(scene, rendering, names))
 

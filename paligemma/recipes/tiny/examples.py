@@ -38,10 +38,11 @@ class ExampleOptions:
     The first `patch_steps` steps show `patch_images` pictures and ask nothing: they teach the image tower what lies in
     each patch. The next `simple_steps` ask, on plain pictures, only what one thing answers (`SIMPLE`): where it is, its
     colour, whether it is there. After them `plain_share` of a step's `n_images` pictures are plain, the rest full; each
-    is asked `n_questions`, of which `everything_share` list all that is in it (the held-out prompts do), in the simple
-    lesson without masks. Places are said in every `loc_step`-th location token, 0.9 pixels of the 112 apart: finer ones
-    cannot be told apart so soon, and each would be less likely than the end of the answer. Text beyond `max_text`
-    tokens is cut.
+    is asked `n_questions`. In both, `everything_share` of the questions list all that is in the picture (the held-out
+    prompts do; in the simple lesson without masks), `by_shape_share` of these without colours.
+
+    Places are said in every `loc_step`-th location token, 0.9 pixels of the 112 apart: finer ones cannot be told apart
+    so soon, and each would be less likely than the end of the answer. Text beyond `max_text` tokens is cut.
     """
 
     patch_steps: int = 900
@@ -51,6 +52,7 @@ class ExampleOptions:
     n_questions: int = 5
     plain_share: float = 0.6
     everything_share: float = 0.35
+    by_shape_share: float = 0.35
     loc_step: int = 8
     max_text: int = 176
     seed: int = 0
@@ -159,7 +161,17 @@ def draw_step(config: PaliGemmaConfig, writer: SuffixWriter, options: ExampleOpt
         if only_patches:
             continue
         n_all = int(rng.binomial(options.n_questions, options.everything_share))
-        questions = [ask_everything(scene, drawn, rng, "detect" if simple else None) for _ in range(n_all)]
+        questions = [
+            ask_everything(
+                scene,
+                drawn,
+                rng,
+                "detect" if simple else None,
+                by_shape=rng.random() < options.by_shape_share,
+                n_absent=int(rng.integers(0, 3)),
+            )
+            for _ in range(n_all)
+        ]
         questions += ask(scene, drawn, rng, options.n_questions - n_all, SIMPLE if simple else MIXTURE)
         asked += [(scene, drawn, question) for question in questions]
         image += [i] * len(questions)
