@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset
 from paligemma.config import PaliGemmaConfig
 from paligemma.data.world import Question, Rendering, Scene, World, ask, render, sample_scene
 from paligemma.data.world.questions import ask_everything
-from paligemma.models.mask_vae import MaskVae
+from paligemma.models.mask_vae import N_SEG, MaskVae
 from paligemma.processing.image import to_pixels
 from paligemma.processing.tokenizer import Tokenizer
 from paligemma.recipes.tiny.patches import PatchTargets, asked_about, on_step, patch_owners, patch_targets
@@ -101,22 +101,30 @@ class WorldSteps(IterableDataset[Step]):
             step += stride
 
 
+Asked = tuple[Scene, Rendering, NDArray[np.int64], Question]  # the third: codes of every thing's mask
+
+
 class SuffixWriter:
-    """Questions -> prefix and suffix ids; the masks of a whole step are encoded in one batch."""
+    """Questions -> prefix and suffix ids."""
 
     def __init__(self, tokenizer: Tokenizer, vae: MaskVae, loc_step: int = 1) -> None:
         self.tokenizer, self.vae, self.loc_step = tokenizer, vae, loc_step
 
     @torch.no_grad()
-    def __call__(self, asked: list[tuple[Scene, Rendering, Question]]) -> list[tuple[list[int], list[int]]]:
-        crops: list[NDArray[np.float32]] = []
-        for _, drawn, question in asked:
-            if question.task == "segment" and not isinstance(question.answer, str):
-                crops += [_crop(drawn, i) for _, i in question.answer]
-        codes = iter(self.vae.encode(torch.from_numpy(np.stack(crops))).tolist() if crops else [])
+    def codes(self, pictures: list[tuple[Scene, Rendering]]) -> list[NDArray[np.int64]]:
+        """int64[n_things + 1, 16] of every picture; -1 for texts and, last, for no thing. Encoded in one batch."""
+        crops = [_crop(drawn, i) for scene, drawn in pictures for i in scene.shapes]
+        found = iter(self.vae.encode(torch.from_numpy(np.stack(crops))).numpy() if crops else [])
+        codes = [np.full((len(scene.things) + 1, N_SEG), -1, np.int64) for scene, _ in pictures]
+        for (scene, _), own in zip(pictures, codes, strict=True):
+            for i in scene.shapes:
+                own[i] = next(found)
+        return codes
+
+    def __call__(self, asked: list[Asked]) -> list[tuple[list[int], list[int]]]:
         tokens = self.tokenizer.tokens
         rows = []
-        for scene, drawn, question in asked:
+        for scene, drawn, codes, question in asked:
             prefix = [tokens.bos, *self.tokenizer.encode(question.prefix), *self.tokenizer.encode("\n")]
             if isinstance(question.answer, str):
                 suffix = self.tokenizer.encode(question.answer)
@@ -124,7 +132,7 @@ class SuffixWriter:
                 entries = [
                     (
                         self._place(drawn.boxes_xyxy_px[i], scene.size_hw),
-                        next(codes) if question.task == "segment" else None,
+                        codes[i].tolist() if question.task == "segment" else None,
                         label,
                     )
                     for label, i in question.answer
@@ -150,30 +158,23 @@ def draw_step(config: PaliGemmaConfig, writer: SuffixWriter, options: ExampleOpt
     rng = np.random.default_rng([options.seed, step])
     only_patches = step < options.patch_steps
     simple = options.patch_steps <= step < options.patch_steps + options.simple_steps
-    pixels, patches, asked, image, about = [], [], [], [], []
-    for i in range(options.patch_images if only_patches else options.n_images):
+    pixels, patches, image, about = [], [], [], []
+    asked: list[Asked] = []
+    pictures = []
+    for _ in range(options.patch_images if only_patches else options.n_images):
         world: World = "plain" if simple or rng.random() < options.plain_share else "full"
         scene = sample_scene(int(rng.integers(2**48)), world)
-        drawn = render(scene)
+        pictures.append((scene, render(scene)))
+    for i, ((scene, drawn), codes) in enumerate(zip(pictures, writer.codes(pictures), strict=True)):
         pixels.append(to_pixels(drawn.image, config.vision.resolution, config.processing.resize))
         owner = patch_owners(scene, drawn, config.vision.grid)
-        patches.append(patch_targets(scene, drawn, owner, options.loc_step))
+        patches.append(patch_targets(scene, drawn, owner, codes, options.loc_step))
         if only_patches:
             continue
         n_all = int(rng.binomial(options.n_questions, options.everything_share))
-        questions = [
-            ask_everything(
-                scene,
-                drawn,
-                rng,
-                "detect" if simple else None,
-                by_shape=rng.random() < options.by_shape_share,
-                n_absent=int(rng.integers(0, 3)),
-            )
-            for _ in range(n_all)
-        ]
+        questions = [_everything(scene, drawn, rng, options, simple=simple) for _ in range(n_all)]
         questions += ask(scene, drawn, rng, options.n_questions - n_all, SIMPLE if simple else MIXTURE)
-        asked += [(scene, drawn, question) for question in questions]
+        asked += [(scene, drawn, codes, question) for question in questions]
         image += [i] * len(questions)
         about += [asked_about(scene, question, owner) for question in questions]
     targets = PatchTargets(*(torch.from_numpy(np.stack(column)) for column in zip(*patches, strict=True)))
@@ -185,6 +186,13 @@ def draw_step(config: PaliGemmaConfig, writer: SuffixWriter, options: ExampleOpt
     return Step(
         torch.stack([torch.as_tensor(p) for p in pixels]), targets, tuple(_rows(g, options.max_text) for g in groups)
     )
+
+
+def _everything(
+    scene: Scene, drawn: Rendering, rng: np.random.Generator, options: ExampleOptions, *, simple: bool
+) -> Question:
+    by_shape, n_absent = bool(rng.random() < options.by_shape_share), int(rng.integers(0, 3))
+    return ask_everything(scene, drawn, rng, "detect" if simple else None, by_shape=by_shape, n_absent=n_absent)
 
 
 @dataclass(frozen=True)

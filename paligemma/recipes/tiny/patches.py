@@ -2,9 +2,9 @@
 
 A released PaliGemma starts from a tower that has seen billions of pictures. `tiny` has none, and a decoder that reads
 meaningless image tokens learns nothing about places for thousands of steps. So every image token is first taught to
-name the thing that owns its patch: shape, colour, and the four edges of its box, as plain numbers and through the
-decoder's own location rows, which puts image tokens and location tokens into one language. The heads are thrown away
-afterwards.
+name the thing that owns its patch: shape, colour, mask codes, and the four edges of its box, as plain numbers and
+through the decoder's own location rows, which puts image tokens and location tokens into one language. The heads are
+thrown away afterwards.
 
 Two beginnings decide whether places are learned at all. Position embeddings start as waves of the grid, large enough to
 be heard beside the pixels: from small random ones nothing about edges was learned in 400 steps. Location rows start as
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from paligemma.config import PaliGemmaConfig
 from paligemma.data.world import COLOURS, SHAPES, Question, Rendering, Scene
+from paligemma.models.mask_vae import N_SEG
 from paligemma.models.paligemma import PaliGemmaModel
 from paligemma.tasks.coords import N_LOC, box_to_norm, encode_coord
 
@@ -35,6 +36,7 @@ class PatchTargets:
     kind: Tensor  # int64[I, P] into KINDS
     colour: Tensor  # int64[I, P] into COLOURS, -1 where there is nothing
     edges: Tensor  # int64[I, P, 4] bins of the box: top, left, bottom, right
+    codes: Tensor  # int64[I, P, 16] codes of the mask, -1 where there is no shape
 
 
 def patch_owners(scene: Scene, drawn: Rendering, grid: int) -> NDArray[np.int64]:
@@ -54,9 +56,9 @@ def on_step(index: int, step: int) -> int:
 
 
 def patch_targets(
-    scene: Scene, drawn: Rendering, owner: NDArray[np.int64], loc_step: int = 1
+    scene: Scene, drawn: Rendering, owner: NDArray[np.int64], codes: NDArray[np.int64], loc_step: int = 1
 ) -> tuple[NDArray[np.int64], ...]:
-    """kind[P], colour[P] and edges[P, 4] of one picture."""
+    """kind[P], colour[P], edges[P, 4] and codes[P, 16] of one picture, from `codes` [n_things + 1, 16]."""
     names = list(COLOURS)
     kinds = [KINDS.index(thing.shape or "text") for thing in scene.things] + [KINDS.index("nothing")]
     colours = [names.index(thing.colour) for thing in scene.things] + [-1]
@@ -65,7 +67,7 @@ def patch_targets(
         for box in drawn.boxes_xyxy_px
     ]
     edges.append([0, 0, 0, 0])
-    return np.asarray(kinds)[owner], np.asarray(colours)[owner], np.asarray(edges)[owner]
+    return np.asarray(kinds)[owner], np.asarray(colours)[owner], np.asarray(edges)[owner], codes[owner]
 
 
 def asked_about(scene: Scene, question: Question, owner: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -100,13 +102,16 @@ class PatchHeads(nn.Module):
         self.edges = nn.Linear(width, 4 * width)
         self.sides = nn.Linear(width, 4)
         self.asked = nn.Linear(width, 1)
+        self.codes = nn.Linear(width, N_SEG * self.tokens.n_seg)
 
     def loss(
         self, model: PaliGemmaModel, embeds_IPD: Tensor, targets: PatchTargets, sigma: float, loc_step: int = 1
     ) -> dict[str, Tensor]:
-        """Mean losses of kinds (all patches), colours and edges (owned patches)."""
+        """Mean losses of kinds (all patches), colours and edges (owned patches), and mask codes (those of shapes)."""
         owned = targets.colour >= 0
         found = embeds_IPD[owned]
+        is_shape = targets.codes[..., 0] >= 0
+        codes = self.codes(embeds_IPD[is_shape]).unflatten(-1, (N_SEG, -1)).flatten(0, 1)
         rows = model.text.embedding.weight[self.tokens.loc_start : self.tokens.loc_start + self.tokens.n_loc]
         edges = targets.edges[owned]
         logits = (self.edges(found).unflatten(-1, (4, -1)) @ rows.T).flatten(0, 1)
@@ -115,6 +120,7 @@ class PatchHeads(nn.Module):
             "colour": F.cross_entropy(self.colour(found).float(), targets.colour[owned]),
             "edges": place_loss(logits, edges.flatten(), 0, sigma, loc_step).mean(),
             "sides": 5 * (self.sides(found).float() - edges / (self.tokens.n_loc - 1)).abs().mean(),
+            "codes": F.cross_entropy(codes.float(), targets.codes[is_shape].flatten()),
         }
 
     def notice(self, hidden_BSD: Tensor, asked_BP: Tensor) -> Tensor:
