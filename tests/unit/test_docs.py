@@ -83,3 +83,10 @@ def test_the_table_of_decoders_agrees_with_the_presets(column: int, preset: str)
     caps = f"{text.attn_logits_softcap:g} / {text.final_logits_softcap:g}" if text.attn_logits_softcap else "–"
     assert cells["attention cap / final cap"] == caps
     assert cells["norms per block"] == ("4" if text.post_norms else "2")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/tiny.md"])
+def test_the_scores_of_tiny_are_those_beside_its_weights(page: str):
+    card = (ROOT / "paligemma" / "assets" / "tiny" / "README.md").read_text()
+    (table,) = re.findall(r"```\n(held-out.*?)```", card, flags=re.DOTALL)
+    assert table in (ROOT / page).read_text()
