@@ -14,7 +14,7 @@ from paligemma.processing.batch import collate
 from tests.configs import logits_of, random_item, tiny_config, tiny_model, unlike_items
 from tests.hf_peer import peer_inputs, peer_name, peer_of
 
-ATOL = 5e-5
+ATOL = 2e-4  # rounding, which depends on the processor: 3e-5 measured with AVX-512, 7e-5 with AVX2
 CONFIGS = {
     "PaliGemma 1": tiny_config(1),
     "PaliGemma 2": tiny_config(2),
@@ -49,12 +49,12 @@ def test_logits_of_unlike_prompts_and_image_counts_in_one_batch(pair, side, n_su
 
 
 def test_the_window_matters_where_there_is_one():
-    """Otherwise the comparison with a window could not see it: without, logits differ by a thousand tolerances."""
+    """Otherwise the comparison with a window could not see it: without, logits differ by hundreds of tolerances."""
     batch = collate(unlike_items(tiny_config(2), n_suffix=4))
     with_window, without = (
         logits_of(tiny_model(CONFIGS[name]), batch) for name in ("PaliGemma 2", "PaliGemma 2 without window")
     )
-    assert (with_window - without)[batch.mask_input].abs().max() > 1000 * ATOL
+    assert (with_window - without)[batch.mask_input].abs().max() > 200 * ATOL
 
 
 def test_image_features_and_their_reuse(pair):
