@@ -44,6 +44,8 @@ def main() -> int:
     machine = describe(args.threads)
     started = time.perf_counter()
     runs: Runs = {dtype: {"paligemma": [], "transformers": []} for dtype in args.dtype}
+    if args.state is not None and args.state.exists():
+        runs = json.loads(args.state.read_text())
     with tempfile.TemporaryDirectory(prefix="paligemma-benchmark-", dir=args.folder) as temporary:
         folder = Path(temporary) / "model"
         _say(f"writing {n_parameters / 1e9:.2f} G random weights to {folder}")
@@ -52,8 +54,12 @@ def main() -> int:
             for number in range(args.rounds):
                 order = ("paligemma", "transformers") if number % 2 == 0 else ("transformers", "paligemma")
                 for side in order:
+                    if len(runs[dtype][side]) > number:
+                        continue
                     before = time.perf_counter()
                     runs[dtype][side].append(_spawn(args, side, folder, dtype))
+                    if args.state is not None:
+                        args.state.write_text(json.dumps(runs))
                     _say(f"{dtype} round {number + 1}/{args.rounds} {side}: {time.perf_counter() - before:.0f} s")
     rows = rows_of(runs)
     apart = disagreement(runs)
@@ -77,6 +83,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one round of three repeats")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--folder", type=Path, help="where the temporary weights go; default the system's place")
+    parser.add_argument(
+        "--state", type=Path, help="keep what was measured here, and go on from it after an interruption"
+    )
     parser.add_argument("--no-save", action="store_true", help="print only")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
