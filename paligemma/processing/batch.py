@@ -30,11 +30,13 @@ class Item:
         sequence: its row, from `lay_out`.
         pixels: float32[n, 3, R, R] of its n images in [-1, 1], or None; or
         image_embeds: float[n, P, D], the same images after `PaliGemmaModel.embed_image`.
+        weight: factor of the example's loss, for tasks that shall count more or less.
     """
 
     sequence: Sequence
     pixels: Tensor | None = None
     image_embeds: Tensor | None = None
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.pixels is not None and self.image_embeds is not None:
@@ -76,6 +78,7 @@ class Batch:
         n_images: images of each example, examples in reading order of the rows.
         order: for each example in that order, its place in the list that was collated; differs from 0, 1, 2, … only
             where packing moved examples.
+        weights: float32[n_examples], factors of their losses in the same order; None where all are 1.
     """
 
     tokens: Tensor
@@ -89,6 +92,7 @@ class Batch:
     image_embeds: Tensor | None = None
     n_images: tuple[int, ...]
     order: tuple[int, ...]
+    weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 2:
@@ -108,6 +112,11 @@ class Batch:
                 f"Batch.image_embeds has shape {tuple(self.image_embeds.shape)}: expected [images, tokens, width]."
             )
         n_given = 0 if self.images is None else len(self.images)
+        if self.weights is not None and self.weights.shape != (len(self.n_images),):
+            raise ShapeError(
+                f"Batch.weights has shape {tuple(self.weights.shape)}: expected one for each of {len(self.n_images)} "
+                "examples."
+            )
         if sum(self.n_images) != n_given or len(self.order) != len(self.n_images):
             raise ShapeError(
                 f"Batch.n_images={self.n_images} counts {sum(self.n_images)} images, given are {n_given}, "
@@ -161,7 +170,7 @@ class Batch:
         return dataclasses.replace(self, pixels=None, image_embeds=image_embeds)
 
     def _mapped(self, change: Any) -> "Batch":
-        tensors = {name: getattr(self, name) for name in (*ROW_FIELDS, "pixels", "image_embeds")}
+        tensors = {name: getattr(self, name) for name in (*ROW_FIELDS, "pixels", "image_embeds", "weights")}
         return dataclasses.replace(
             self, **{name: change(value) for name, value in tensors.items() if value is not None}
         )
@@ -260,7 +269,12 @@ def _assemble(rows: list[list[tuple[int, Item]]], length: int, padding_side: Pad
         image_embeds=image_embeds,
         n_images=tuple(item.n_images for _, item in placed),
         order=tuple(i for i, _ in placed),
+        weights=_weights([item.weight for _, item in placed]),
     )
+
+
+def _weights(weights: list[float]) -> Tensor | None:
+    return None if all(weight == 1 for weight in weights) else torch.tensor(weights, dtype=torch.float32)
 
 
 def _images(items: list[Item]) -> tuple[Tensor | None, Tensor | None]:

@@ -1,0 +1,1 @@
+"""Teaching: one loop for every stage and every way of training."""
