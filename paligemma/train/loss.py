@@ -152,8 +152,8 @@ def chunked_loss(
         float32[] the sum, with gradients to hidden and table; float32[N] the plain token losses, without.
     """
     chunk = chunk_tokens or max(1, MAX_LOGITS // len(table_VD))
-    total, tokens = _ChunkedLoss.apply(hidden_ND, table_VD, targets_N, weights_N, token_loss, softcap, chunk)
-    return total, tokens
+    apply: Callable[..., tuple[Tensor, Tensor]] = _ChunkedLoss.apply
+    return apply(hidden_ND, table_VD, targets_N, weights_N, token_loss, softcap, chunk)
 
 
 class _ChunkedLoss(torch.autograd.Function):

@@ -134,4 +134,4 @@ class Schedule:
         progress = min(1.0, max(0.0, (step - warmup) / max(1, total_steps - warmup)))
         if self.kind == "cosine":
             return 0.5 * (1 + math.cos(math.pi * progress))
-        return self.end + (1 - self.end) * (1 - progress) ** self.power
+        return self.end + (1 - self.end) * math.pow(1 - progress, self.power)

@@ -156,8 +156,8 @@ def test_bfloat16_parameters_kept_or_cast(folder, treatment):
     assert_allclose(zimg.numpy(), expected["zimg"], atol=TOWER_ATOL, rtol=0)
     assert_allclose(ztxt.numpy(), expected["ztxt"], atol=TOWER_ATOL, rtol=0)
     # Attention logits of 40 to 55 amplify rounding, the reference's (4e-3 here) and ours (5e-3 to 6.1e-3, by processor)
-    # alike, and the two can add up to more than the tolerance. So ours is computed in float64 for the comparison, and
-    # float32 held against it: the largest of 36,608 roundings within twice the tolerance, their root mean square a tenth.
+    # alike, and the two can add up to more than the tolerance. So ours is computed in float64 for the comparison and
+    # float32 held against it: the largest of 36,608 roundings at twice the tolerance, the root mean square at a tenth.
     wide = copy.deepcopy(model).double()
     exact, logits = (m(**batch.model_inputs())[:, zimg.shape[1] :].numpy() for m in (wide, model))
     assert_allclose(exact, expected["text_logits"], atol=KEPT_ATOL[folder] if kept else LOGITS_ATOL[folder], rtol=0)
