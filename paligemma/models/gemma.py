@@ -17,6 +17,7 @@ from paligemma.models.attention import Span, attention, prefix_lm_mask, usable_m
 from paligemma.models.kv_cache import KVCache
 from paligemma.models.linear import Linear, linear
 from paligemma.models.norms import RMSNorm
+from paligemma.models.recompute import run_block
 from paligemma.models.rope import rotary_angles, rotate
 
 
@@ -73,7 +74,11 @@ class GemmaMlp(nn.Module):
 
 
 class GemmaBlock(nn.Module):
-    """Gemma 1: x += attn(norm(x)); x += mlp(norm(x)). Gemma 2 norms each branch once more before it is added."""
+    """Gemma 1: x += attn(norm(x)); x += mlp(norm(x)). Gemma 2 norms each branch once more before it is added.
+
+    `dropout` acts in training mode only, where the reference has it: on what attention adds, after its norms, and on
+    what the MLP computes, before its post norm.
+    """
 
     def __init__(self, config: TextConfig, layer: int, device: torch.device | None, dtype: torch.dtype | None):
         super().__init__()
@@ -87,11 +92,13 @@ class GemmaBlock(nn.Module):
         self.pre_mlp_norm = norm()
         self.mlp = GemmaMlp(config, device, dtype)
         self.post_mlp_norm = norm() if config.post_norms else None
+        self.dropout = 0.0
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         branch = self.attn(self.pre_attn_norm(x), context)
-        x = x + (self.post_attn_norm(branch) if self.post_attn_norm is not None else branch)
-        branch = self.mlp(self.pre_mlp_norm(x))
+        branch = self.post_attn_norm(branch) if self.post_attn_norm is not None else branch
+        x = x + F.dropout(branch, self.dropout, self.training)
+        branch = F.dropout(self.mlp(self.pre_mlp_norm(x)), self.dropout, self.training)
         out: Tensor = x + (self.post_mlp_norm(branch) if self.post_mlp_norm is not None else branch)
         return out
 
@@ -118,6 +125,7 @@ class GemmaDecoder(nn.Module):
         self.embedding = Embedding(config.vocab_size, config.width, device=device, dtype=dtype)
         self.blocks = nn.ModuleList(GemmaBlock(config, i, device, dtype) for i in range(config.depth))
         self.final_norm = RMSNorm(config.width, config.norm_eps, device=device, dtype=dtype)
+        self.recompute = False  # activations of a block again on the way back, instead of keeping them
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """[B, T, D]: table rows times sqrt(D); the factor's rounding is `config.embed_scale`."""
@@ -149,7 +157,7 @@ class GemmaDecoder(nn.Module):
         cos, sin = cos.to(x_BTD.dtype), sin.to(x_BTD.dtype)
         context = Context(cos, sin, full, sliding, cache)
         for block in self.blocks:
-            x_BTD = block(x_BTD, context)
+            x_BTD = run_block(block, x_BTD, context, recompute=self.recompute)
         if cache is not None:
             cache.advance(x_BTD.shape[1])
         out: Tensor = self.final_norm(x_BTD)

@@ -14,6 +14,7 @@ from paligemma.errors import ShapeError
 from paligemma.models.attention import attention
 from paligemma.models.linear import Linear, linear
 from paligemma.models.norms import LayerNorm
+from paligemma.models.recompute import run_block
 
 
 class SiglipAttention(nn.Module):
@@ -77,6 +78,7 @@ class SiglipTower(nn.Module):
         )
         self.blocks = nn.ModuleList(SiglipBlock(config, device, dtype) for _ in range(config.depth))
         self.final_norm = LayerNorm(config.width, config.norm_eps, device=device, dtype=dtype)
+        self.recompute = False  # activations of a block again on the way back, instead of keeping them
 
     def embed_patches(self, pixels_I3RR: Tensor) -> Tensor:
         """[I, P, W]: the patch convolution plus positions; pixels beyond the last whole patch are unused."""
@@ -107,6 +109,6 @@ class SiglipTower(nn.Module):
         """
         x = self.embed_patches(pixels_I3RR)
         for block in self.blocks:
-            x = block(x)
+            x = run_block(block, x, recompute=self.recompute)
         out: Tensor = self.final_norm(x)
         return out
