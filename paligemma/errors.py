@@ -8,6 +8,8 @@ PaliGemmaError
 ├── TokenizerError        a tokenizer that does not fit the model
 ├── ImageError            a picture that cannot be read
 ├── PromptError           a prompt that cannot be asked: control tokens, too long
+├── DataError             examples that cannot be read or make no sense
+├── TrainingError         a run that cannot go on: a loss that is no number, a checkpoint of another run
 ├── TaskError             a label, box or mask that a suffix cannot carry
 ├── ShapeError            tensors that do not fit together
 ├── OptionError           an option, a name or a combination of options that does not exist
@@ -54,6 +56,14 @@ class PromptError(PaliGemmaError, ValueError):
 
 class TaskError(PaliGemmaError, ValueError):
     """A label, box or mask that a suffix cannot carry."""
+
+
+class DataError(PaliGemmaError, ValueError):
+    """Examples that cannot be read, or that make no sense as they stand."""
+
+
+class TrainingError(PaliGemmaError, RuntimeError):
+    """A training run that cannot start or go on as it was asked for."""
 
 
 class ShapeError(PaliGemmaError, ValueError):

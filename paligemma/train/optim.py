@@ -180,9 +180,12 @@ class Optimizer:
         """Clip, set the learning rates of this step, move, and drop the gradients.
 
         Returns:
-            The global norm of the gradients before clipping.
+            The global norm of the gradients before clipping; where it is no finite number, nothing moved.
         """
         norm = clip(self.parameters, self.options.clip_norm)
+        if not math.isfinite(norm):
+            self.torch.zero_grad(set_to_none=True)
+            return norm
         for group, factor in zip(self.torch.param_groups, self.factors(step), strict=True):
             group["lr"] = group["base_lr"] * factor
         self.torch.step()

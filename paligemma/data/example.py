@@ -1,0 +1,26 @@
+"""One example of any task: pictures, what is asked, what is answered."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a source hands out, before any pixel is read.
+
+    Attributes:
+        images: paths, PIL images, uint8[H, W, 3] arrays or bytes; several make one example of several pictures.
+        prefix: the prompt.
+        suffix: the answer to learn; "" is eos alone.
+        weight: factor of the example's loss.
+        where: how messages call it: "train.jsonl line 17".
+        meta: what else the row holds.
+    """
+
+    images: tuple[Any, ...]
+    prefix: str
+    suffix: str
+    weight: float = 1.0
+    where: str = "the example"
+    meta: Mapping[str, Any] = field(default_factory=dict)

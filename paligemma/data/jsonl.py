@@ -1,0 +1,146 @@
+"""JSONL sources: one row per line, `{"image": "a.jpg", "prefix": "caption en", "suffix": "a cat"}`.
+
+A folder may hold its splits in any of these ways; what is missing is simply not there:
+
+    train.jsonl  valid.jsonl  test.jsonl                          pictures beside them, or under images/
+    _annotations.train.jsonl  _annotations.valid.jsonl  …         Roboflow, flat
+    train/_annotations.jsonl  valid/…                             Roboflow, one folder per split
+    dataset/_annotations.train.jsonl  …                           Roboflow's PaliGemma export
+"""
+
+import json
+from array import array
+from pathlib import Path
+from typing import Any
+
+from paligemma.data.example import Example
+from paligemma.errors import DataError, nearest
+
+SPLITS: dict[str, tuple[str, ...]] = {
+    "train": ("train",),
+    "valid": ("valid", "val", "validation", "dev"),
+    "test": ("test",),
+}
+COLUMNS = ("image", "prefix", "suffix", "weight")
+_PLACES = ("{}.jsonl", "_annotations.{}.jsonl", "annotations.{}.jsonl", "{}/_annotations.jsonl", "{}/annotations.jsonl")
+
+
+class Jsonl:
+    """Rows of a JSONL file by number; only their places in the file are kept in memory, 8 bytes a row.
+
+    Args:
+        path: the file.
+        images: folder of the pictures; default the file's own, or images/ beside it when a picture is only there.
+        allow_outside: let rows name absolute paths and paths that leave the folder.
+
+    Raises:
+        DataError: no such file, or no row in it.
+    """
+
+    def __init__(self, path: str | Path, *, images: str | Path | None = None, allow_outside: bool = False) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise DataError(f"{self.path}: no such file: expected a JSONL file of examples. Check the path.")
+        self.images = Path(images) if images is not None else self.path.parent
+        self.allow_outside = allow_outside
+        self._offsets, self._lines = array("q"), array("q")
+        with self.path.open("rb") as file:
+            offset = 0
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    self._offsets.append(offset)
+                    self._lines.append(number)
+                offset += len(line)
+        if not self._offsets:
+            raise DataError(f"{self.path}: no rows: expected one JSON object per line. Is this the right file?")
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def where(self, index: int) -> str:
+        """How messages call a row."""
+        return f"{self.path.name} line {self._lines[index]}"
+
+    def row(self, index: int) -> dict[str, Any]:
+        """A row as it stands in the file.
+
+        Raises:
+            DataError: it is not a JSON object in UTF-8.
+        """
+        with self.path.open("rb") as file:
+            file.seek(self._offsets[index])
+            line = file.readline()
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.where(index)}: not UTF-8 ({error.reason}): save the file as UTF-8.") from None
+        except ValueError as error:
+            raise DataError(f"{self.where(index)}: not JSON ({error}): expected one object per line.") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{self.where(index)}: a {type(row).__name__}: expected an object with {_names()}.")
+        return row
+
+    def __getitem__(self, index: int) -> Example:
+        """The example of a row; its pictures are looked for, not opened.
+
+        Raises:
+            DataError: a column is missing or of the wrong kind, or a picture is not there or not allowed.
+        """
+        row, where = self.row(index), self.where(index)
+        for column in ("prefix", "suffix"):
+            if column not in row:
+                raise DataError(f"{where}: no column '{column}': expected {_names()}.{nearest(column, row)}")
+            if not isinstance(row[column], str):
+                raise DataError(f"{where}: '{column}' is a {type(row[column]).__name__}: expected text.")
+        if "image" not in row and "images" not in row:
+            raise DataError(f"{where}: no column 'image': expected {_names()}.{nearest('image', row)}")
+        named = row.get("image", row.get("images"))
+        named = [] if named is None else named if isinstance(named, list) else [named]
+        weight = row.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+            raise DataError(f"{where}: 'weight' is {weight!r}: expected a number of 0 or more.")
+        meta = {key: value for key, value in row.items() if key not in (*COLUMNS, "images")}
+        images = tuple(self._picture(name, where) for name in named)
+        return Example(images, row["prefix"], row["suffix"], float(weight), where, meta)
+
+    def _picture(self, name: Any, where: str) -> Path:
+        if not isinstance(name, str) or not name:
+            raise DataError(f"{where}: the picture is {name!r}: expected the name of a file.")
+        given = Path(name)
+        if not self.allow_outside and (given.is_absolute() or ".." in given.parts):
+            raise DataError(
+                f"{where}: the picture {name} lies outside {self.images}: expected a path inside. Move it, or allow "
+                "it with allow_outside=True (--allow-outside)."
+            )
+        for folder in (self.images, self.images / "images"):
+            if (folder / given).is_file():
+                return folder / given
+        raise DataError(f"{where}: the picture {name} is not in {self.images}: expected a file. Check name and folder.")
+
+
+def find_splits(folder: str | Path, **options: Any) -> dict[str, Jsonl]:
+    """The splits of a folder, or {"train": …} for a single file; options are those of `Jsonl`.
+
+    Raises:
+        DataError: nothing that looks like a split.
+    """
+    path = Path(folder)
+    if path.is_file():
+        return {"train": Jsonl(path, **options)}
+    found: dict[str, Jsonl] = {}
+    for base in (path, path / "dataset"):
+        for split, words in SPLITS.items():
+            candidates = [base / place.format(word) for word in words for place in _PLACES]
+            file = next((candidate for candidate in candidates if candidate.is_file()), None)
+            if file is not None and split not in found:
+                found[split] = Jsonl(file, **options)
+    if not found:
+        raise DataError(
+            f"{path}: no examples: expected train.jsonl, _annotations.train.jsonl or train/_annotations.jsonl with "
+            "rows of image, prefix and suffix."
+        )
+    return found
+
+
+def _names() -> str:
+    return "image, prefix and suffix"

@@ -1,0 +1,235 @@
+"""The batches of every step, by the number of the step: any step can be drawn first, and is always the same.
+
+Examples stand in one endless line, epoch after epoch, each epoch a permutation of the source that depends on nothing
+but the seed and the epoch's number. Step n takes the next `batch_size` of them, ranks share those out, and each rank
+cuts its share into parts. So the state of a loader is one number, and seeking costs nothing.
+
+    epoch 0: 3 1 4 0 2    epoch 1: 0 2 1 3 4    …        batch_size 3:  [3 1 4] [0 2 | 0] [2 1 3] …
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from paligemma.data.example import Example
+from paligemma.errors import DataError, OptionError, PaliGemmaError, nearest
+from paligemma.processing.batch import Batch, Item, collate, pack
+from paligemma.processing.processor import Processor
+from paligemma.processing.prompt import fit
+
+Arrange = Literal["bucket", "pack"]
+
+
+class Source(Protocol):
+    """Examples by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Example: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions:
+    """How examples become the batches of a step.
+
+    Attributes:
+        batch_size: examples per step, over all ranks and parts.
+        part_size: examples of one part at most: what is in memory at once. None: all of a rank's share.
+        arrange: "bucket" sorts the examples of a step by length, so that those of a part are padded to much the same;
+            "pack" puts several into a row.
+        shuffle: a new order every epoch; False keeps that of the source.
+        max_text: text tokens of an example, bos to eos; a longer one is cut at its end, as in the reference (which
+            counts one less: its inputs leave out the last token). None cuts nothing.
+        multiple_of: round row lengths up, so that a compiled model meets few shapes.
+        skip_broken: leave out rows that cannot be read and count them, instead of stopping at the first.
+        workers: processes that read ahead; 0 reads in this one.
+        seed: of the order.
+    """
+
+    batch_size: int = 8
+    part_size: int | None = None
+    arrange: Arrange = "bucket"
+    shuffle: bool = True
+    max_text: int | None = None
+    multiple_of: int = 8
+    skip_broken: bool = False
+    workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "multiple_of"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"data.{name}={getattr(self, name)}: expected at least 1.")
+        if self.part_size is not None and self.part_size < 1:
+            raise OptionError(f"data.part_size={self.part_size}: expected at least 1, or None.")
+        if self.workers < 0:
+            raise OptionError(f"data.workers={self.workers}: expected 0 or more.")
+        if self.arrange not in get_args(Arrange):
+            hint = nearest(str(self.arrange), get_args(Arrange))
+            raise OptionError(f"data.arrange={self.arrange!r}: expected bucket or pack.{hint}")
+
+
+@dataclass(frozen=True)
+class StepData:
+    """What one rank sees of a step.
+
+    Attributes:
+        parts: batches whose gradients add up; may be empty where all of the rank's examples were broken.
+        n_cut: examples whose text was cut to `max_text`; `n_silenced` of them lost their whole suffix.
+        broken: what was wrong with the rows left out.
+        names: how messages call the examples, in the order they were drawn.
+    """
+
+    parts: tuple[Batch, ...]
+    names: tuple[str, ...] = ()
+    n_cut: int = 0
+    n_silenced: int = 0
+    broken: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Steps of a source, from `seek` on.
+
+        loader = Loader(source, processor, LoaderOptions(batch_size=32))
+        for data in loader.steps(first=120, last=1000): …
+
+    Args:
+        rank, world_size: this process and how many share every step.
+    """
+
+    source: Source
+    processor: Processor
+    options: LoaderOptions
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.options.batch_size < self.world_size:
+            raise OptionError(
+                f"data.batch_size={self.options.batch_size}: expected at least one example for each of "
+                f"{self.world_size} processes."
+            )
+
+    @property
+    def n_examples(self) -> int:
+        """Examples of an epoch."""
+        return len(self.source)
+
+    def steps_per_epoch(self) -> float:
+        return self.n_examples / self.options.batch_size
+
+    def indices(self, step: int) -> list[int]:
+        """Rows of the source that a whole step takes, over all ranks."""
+        first, n = step * self.options.batch_size, self.n_examples
+        rows = []
+        for place in range(first, first + self.options.batch_size):
+            epoch, at = divmod(place, n)
+            rows.append(int(self._permutation(epoch)[at]) if self.options.shuffle else at)
+        return rows
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        return _permutation(self.n_examples, self.options.seed, epoch)
+
+    def step(self, number: int) -> StepData:
+        """What this rank sees of a step.
+
+        Raises:
+            DataError: a row that cannot be read, unless `skip_broken`; the message names the row.
+        """
+        items: list[Item] = []
+        names: list[str] = []
+        broken: list[str] = []
+        n_cut = n_silenced = 0
+        for index in self.indices(number)[self.rank :: self.world_size]:
+            try:
+                example = self.source[index]
+                item, is_cut, is_silenced = read_item(example, self.processor, self.options.max_text)
+            except PaliGemmaError as error:
+                if not self.options.skip_broken:
+                    raise
+                broken.append(str(error))
+                continue
+            items.append(item)
+            names.append(example.where)
+            n_cut, n_silenced = n_cut + is_cut, n_silenced + is_silenced
+        return StepData(tuple(arrange(items, self.options)), tuple(names), n_cut, n_silenced, tuple(broken))
+
+    def steps(self, first: int, last: int) -> Iterator[StepData]:
+        """Steps `first` … `last` - 1 in order, read ahead by the workers.
+
+        Raises:
+            DataError: as `step`, when its turn has come.
+        """
+        if not self.options.workers:
+            for number in range(first, last):
+                yield self.step(number)
+            return
+        reader = DataLoader(
+            _Steps(self), sampler=range(first, last), batch_size=None, num_workers=self.options.workers,
+            prefetch_factor=2, worker_init_fn=_one_thread,
+        )  # fmt: skip
+        for data in reader:
+            if isinstance(data, Exception):
+                raise data
+            yield data
+
+
+def read_item(example: Example, processor: Processor, max_text: int | None) -> tuple[Item, bool, bool]:
+    """An example as a row with its pixels; whether its text was cut, and whether that cost the whole suffix.
+
+    Raises:
+        DataError: a picture or text that cannot be used, with the row's name in front.
+    """
+    try:
+        sequence = processor.sequence(len(example.images), example.prefix, example.suffix, where=example.where)
+        pixels = processor.pixels(list(example.images)) if example.images else None
+    except PaliGemmaError as error:
+        message = str(error)
+        raise DataError(message if example.where in message else f"{example.where}: {message}") from None
+    is_cut = is_silenced = False
+    if max_text is not None and len(sequence) - sequence.n_image_tokens > max_text:
+        sequence = fit(sequence, sequence.n_image_tokens + max_text)
+        is_cut, is_silenced = True, not sequence.mask_loss.any()
+    return Item(sequence, pixels=pixels, weight=example.weight), is_cut, is_silenced
+
+
+def arrange(items: Sequence[Item], options: LoaderOptions) -> list[Batch]:
+    """Items of a step as parts of at most `part_size` examples, alike in length within a part."""
+    size = options.part_size or max(1, len(items))
+    # The sort is stable: equal lengths keep the order they were drawn in.
+    by_length = sorted(items, key=lambda item: len(item.sequence))
+    parts = [by_length[start : start + size] for start in range(0, len(by_length), size)]
+    if options.arrange == "bucket":
+        return [collate(part, multiple_of=options.multiple_of) for part in parts]
+    longest = max((len(item.sequence) for item in items), default=1)
+    # Longest first fills rows best; no row is longer than the longest example of the step needs.
+    return [pack(part[::-1], longest, multiple_of=options.multiple_of) for part in parts]
+
+
+@lru_cache(maxsize=4)
+def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+class _Steps(Dataset[Any]):
+    """Steps by number for worker processes; an error travels as a value, so that its message arrives unchanged."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def __getitem__(self, number: int) -> StepData | Exception:
+        try:
+            return self.loader.step(number)
+        except PaliGemmaError as error:
+            return error
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,83 @@
+"""Everything of a run that changes: weights, optimiser, step. What a snapshot holds, and how it comes back."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paligemma.errors import TrainingError
+from paligemma.models.paligemma import PaliGemmaModel
+from paligemma.train.optim import Optimizer
+from paligemma.train.snapshots import Snapshot
+
+
+@dataclass
+class TrainState:
+    """A run at some step.
+
+    Attributes:
+        model: its weights; those that are trained require gradients.
+        optimizer: with its moments.
+        step: updates done.
+        identity: what must be the same for a snapshot to fit: base weights, recipe, data; JSON types.
+        metrics: running values that a resumed run goes on from.
+    """
+
+    model: PaliGemmaModel
+    optimizer: Optimizer
+    step: int = 0
+    identity: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def trained(self) -> dict[str, Tensor]:
+        """Native names -> weights that are trained; the others are those the run started from."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a snapshot holds, by file."""
+        moments: dict[str, Tensor] = {}
+        for name, parameter in self.trained().items():
+            for key, value in self.optimizer.torch.state.get(parameter, {}).items():
+                moments[f"{name}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+        return {"model": self.trained(), "optimizer": moments}
+
+    def values(self) -> dict[str, Any]:
+        """What a snapshot holds besides tensors. Data position and random states follow from the step."""
+        return {"identity": self.identity, "metrics": self.metrics}
+
+    @torch.no_grad()
+    def restore(self, snapshot: Snapshot) -> None:
+        """Become the run that a snapshot was taken of.
+
+        Raises:
+            TrainingError: it belongs to another run: other weights are trained, of other shapes, or by other data.
+        """
+        told = snapshot.values.get("identity", {})
+        unlike = sorted(key for key in {*told, *self.identity} if told.get(key) != self.identity.get(key))
+        if unlike:
+            key = unlike[0]
+            raise TrainingError(
+                f"{snapshot.path}: a snapshot of another run: {key} was {told.get(key)!r}, is now "
+                f"{self.identity.get(key)!r}. Resume with the same recipe, or start in another folder."
+            )
+        trained, saved = self.trained(), snapshot.tensors.get("model", {})
+        if set(trained) != set(saved):
+            name = sorted(set(trained) ^ set(saved))[0]
+            where = "is trained here and not there" if name in trained else "was trained there and is not here"
+            raise TrainingError(f"{snapshot.path}: a snapshot of another run: {name} {where}.")
+        for name, parameter in trained.items():
+            if parameter.shape != saved[name].shape:
+                raise TrainingError(
+                    f"{snapshot.path}: {name} has shape {list(saved[name].shape)}, the model {list(parameter.shape)}: "
+                    "a snapshot of another architecture."
+                )
+            parameter.copy_(saved[name])
+        for name, value in snapshot.tensors.get("optimizer", {}).items():
+            owner, _, key = name.rpartition("/")
+            parameter = trained[owner]
+            # Adam counts its steps on the CPU.
+            place = torch.device("cpu") if value.ndim == 0 else parameter.device
+            self.optimizer.torch.state[parameter][key] = value.to(place, copy=True)
+        self.step = snapshot.step
+        self.metrics = dict(snapshot.values.get("metrics", {}))
