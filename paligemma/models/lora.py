@@ -98,7 +98,7 @@ class LoraLinear(Linear):
         self.active: str = _BASE_ONLY
 
     def forward(self, input: Tensor) -> Tensor:
-        base = super().forward(input)
+        base: Tensor = super().forward(input)
         name = _chosen.get()
         adapter = self.adapters[name if name is not None else self.active] if self._acts(name) else None
         if not isinstance(adapter, Lora):
@@ -114,7 +114,8 @@ class LoraLinear(Linear):
         plain = base if self.bias is None else base - self.bias
         if adapter.dropout and self.training:  # what dropout took from A's input it takes from W's as well
             plain = linear(x.to(self.weight.dtype), self.weight)
-        return base + (ratio - 1) * plain + ratio * update.to(base.dtype)
+        out: Tensor = base + (ratio - 1) * plain + ratio * update.to(base.dtype)
+        return out
 
     def _acts(self, name: str | None) -> bool:
         return (self.active if name is None else name) in self.adapters
