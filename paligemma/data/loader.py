@@ -143,11 +143,20 @@ class Loader:
         Raises:
             DataError: a row that cannot be read, unless `skip_broken`; the message names the row.
         """
+        return self._read(self.indices(number)[self.rank :: self.world_size])
+
+    def once(self) -> Iterator[StepData]:
+        """The whole source once, in its own order, this rank's share of every batch: for validation."""
+        for start in range(0, self.n_examples, self.options.batch_size):
+            rows = range(start, min(start + self.options.batch_size, self.n_examples))
+            yield self._read(rows[self.rank :: self.world_size])
+
+    def _read(self, rows: Sequence[int]) -> StepData:
         items: list[Item] = []
         names: list[str] = []
         broken: list[str] = []
         n_cut = n_silenced = 0
-        for index in self.indices(number)[self.rank :: self.world_size]:
+        for index in rows:
             try:
                 example = self.source[index]
                 item, is_cut, is_silenced = read_item(example, self.processor, self.options.max_text)
