@@ -3,13 +3,17 @@
 paligemma eval tiny
 paligemma eval tiny --limit 100 --json
 paligemma eval tiny --model my-folder/ --out scores.json
+paligemma eval digits/ --model runs/digits/model --split test --predictions answers.jsonl
 
-The suite `tiny`: two fixed held-out sets of 1,000 pictures of coloured shapes and words, plain and full.
+The suite `tiny`: two fixed held-out sets of 1,000 pictures of coloured shapes and words, plain and full. A folder or
+JSONL file: every row's prompt is asked, and its answer scored by the kind of the prompt.
 """
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from paligemma.cli.args import add_model_options, add_output_options
 from paligemma.cli.run import load_model, note
@@ -19,7 +23,10 @@ SUITES = ("tiny",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("suite", metavar="SUITE", help="tiny")
+    parser.add_argument("suite", metavar="SUITE|FOLDER", help="tiny, or a folder or JSONL file of examples")
+    parser.add_argument("--split", metavar="S", help="of a folder: train, valid, test (default: test, else valid)")
+    parser.add_argument("--predictions", metavar="FILE", help="of a folder: save every answer as JSONL")
+    parser.add_argument("--skip-broken", action="store_true", help="of a folder: leave out rows that cannot be read")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures of each set")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="pictures at a time (default: 32)")
     parser.add_argument("--out", metavar="FILE", help="save the scores as JSON too")
@@ -28,19 +35,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.suite not in SUITES:
+    is_folder = args.suite not in SUITES
+    if is_folder and not Path(args.suite).exists():
         raise OptionError(
-            f"there is no suite '{args.suite}': expected {' or '.join(SUITES)}.{nearest(args.suite, SUITES)}"
+            f"there is no suite and no folder '{args.suite}': expected {' or '.join(SUITES)}, or a folder of examples."
+            f"{nearest(args.suite, SUITES)}"
         )
     if args.out and not Path(args.out).parent.is_dir():
         raise OptionError(f"--out {args.out}: the folder {Path(args.out).parent} does not exist. Make it first.")
-    from paligemma.evals.tiny import evaluate
+    if is_folder:
+        rows = split_of(args.suite, args.split)
+        from paligemma.evals.folder import evaluate_folder
 
-    pg = load_model(args)
-    report = evaluate(pg, limit=args.limit, batch_size=args.batch_size)
+        pg = load_model(args)
+        report: Any = evaluate_folder(
+            pg, rows, limit=args.limit, batch_size=args.batch_size, skip_broken=args.skip_broken
+        )
+        if args.predictions:
+            lines = (json.dumps(dataclasses.asdict(one), ensure_ascii=False) for one in report.predictions)
+            Path(args.predictions).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            note(f"saved {args.predictions}")
+        for text in report.broken:
+            note(f"left out: {text}")
+    else:
+        from paligemma.evals.tiny import evaluate
+
+        pg = load_model(args)
+        report = evaluate(pg, limit=args.limit, batch_size=args.batch_size)
     scores = {"suite": args.suite, "model": pg.config.name, "dtype": str(pg.dtype), **report.to_dict()}
     print(json.dumps(scores, ensure_ascii=False) if args.json else report.table())
     if args.out:
         Path(args.out).write_text(json.dumps(scores, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         note(f"saved {args.out}")
-    return 0
+    return 2 if is_folder and report.broken else 0
+
+
+def split_of(folder: str, split: str | None) -> Any:
+    """The rows of a folder that are meant.
+
+    Raises:
+        OptionError: the folder has no such split.
+    """
+    from paligemma.data.jsonl import find_splits
+
+    found = find_splits(folder)
+    if split is not None and split not in found:
+        raise OptionError(
+            f"{folder} has no split '{split}': expected one of {', '.join(found)}.{nearest(split, found)}"
+        )
+    return found[split or next(name for name in ("test", "valid", "train") if name in found)]

@@ -27,6 +27,7 @@ VERBS = {
     "read": "read the text in pictures",
     "generate": "any prompt: sampling, beams, streaming, several pictures at once",
     "score": "log-likelihood of given answers",
+    "train": "teach a model: from a folder of examples to tuned weights",
     "checkpoint": "info, convert, merge, verify: every format of weights",
     "eval": "measure a model on a fixed suite",
     "doctor": "what this machine can do",

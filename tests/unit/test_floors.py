@@ -29,7 +29,7 @@ GROUND_FLOOR = FLOORS[0]  # its files may use one another; rooms of other floors
 FACADE = "__init__"  # `import paligemma`: shows the public names, so only recipes and doors may come in that way
 FACADE_FLOOR = 4.5
 
-CORE = {"torch", "numpy", "PIL", "safetensors", "sentencepiece", "tokenizers", "huggingface_hub", "tqdm"}
+CORE = {"torch", "numpy", "PIL", "safetensors", "sentencepiece", "tokenizers", "huggingface_hub", "tqdm", "yaml"}
 # What a room may need besides the standard library, where that is less than the core dependencies.
 DIET: dict[str, set[str]] = {
     **{room: {"numpy"} for room in GROUND_FLOOR},

@@ -1,0 +1,106 @@
+"""`paligemma train`
+
+paligemma train transfer --data digits/                       the way of training that fits the memory here
+paligemma train transfer --data digits/ --model paligemma2-3b-pt-224 --method lora --out runs/digits
+paligemma train transfer --data digits/ --set optim.clip_norm=0.5 --set loader.batch_size=16
+paligemma train runs/digits/config.yaml --set epochs=20 --out runs/longer
+paligemma train transfer --data digits/ --show                every number of the recipe, nothing is run
+
+A folder holds train.jsonl with rows of image, prefix and suffix, and valid.jsonl or test.jsonl where there are.
+An interrupted run goes on where it stopped: call the same command again.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from paligemma.cli.run import note
+from paligemma.errors import OptionError, nearest
+
+RECIPES = ("transfer",)
+_SHORT = {
+    "data": "folder or JSONL file of examples",
+    "model": "what to start from (default: tiny)",
+    "out": "folder of the run (default: runs/transfer)",
+    "method": "auto, full, frozen, lora, dora (default: auto)",
+    "epochs": "passes over the examples (default: 10)",
+    "steps": "updates, in place of epochs",
+    "lr": "learning rate (default: 1e-5, adapters 2e-4)",
+    "device": "auto, cpu, cuda, mps (default: auto)",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help=f"{', '.join(RECIPES)}, or a YAML file that a run has saved")
+    for name, text in _SHORT.items():
+        parser.add_argument(f"--{name}", metavar=name.upper(), help=text)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
+        help="change any number of the recipe, as in --set optim.weight_decay=1e-6",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resume", choices=("auto", "never"), default="auto", help="go on with the run in --out (default: auto)"
+    )
+    parser.add_argument("--export", choices=("hf",), help="hf: a folder that transformers loads (the default)")
+    parser.add_argument("--show", action="store_true", help="print the recipe and stop")
+    parser.add_argument("--json", action="store_true", help="the scores as one JSON object on stdout")
+    parser.add_argument("--debug", action="store_true", help="tracebacks for errors")
+
+
+def run(args: argparse.Namespace) -> int:
+    import yaml
+
+    from paligemma.recipes.transfer import TransferRecipe
+    from paligemma.recipes.transfer import run as transfer
+    from paligemma.recipes.tree import changed, from_tree, to_tree
+
+    recipe = TransferRecipe(data=args.data or "")
+    path = Path(args.recipe)
+    if path.suffix in (".yaml", ".yml"):
+        recipe = from_tree(recipe, read_yaml(path))
+    elif args.recipe not in RECIPES:
+        raise OptionError(
+            f"there is no recipe '{args.recipe}': expected {', '.join(RECIPES)} or a YAML file."
+            f"{nearest(args.recipe, RECIPES)}"
+        )
+    changes: dict[str, Any] = {name: value for name in _SHORT if (value := getattr(args, name)) is not None}
+    for pair in args.changes:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise OptionError(f"--set {pair}: expected NAME=VALUE, for example --set optim.clip_norm=0.5.")
+        changes[name.strip()] = value.strip()
+    recipe = changed(recipe, changes)
+    if args.show:
+        print(yaml.safe_dump(to_tree(recipe), sort_keys=False), end="")
+        return 0
+    if not recipe.data:
+        raise OptionError("no examples: expected --data FOLDER with train.jsonl in it.")
+    result = transfer(recipe, resume=args.resume, say=note)
+    if not result.finished:
+        note(f"stopped; the same command goes on from {result.folder}")
+        return 0
+    if args.json:
+        import json
+
+        scores = None if result.report is None else result.report.to_dict()
+        print(json.dumps({"model": str(result.model or result.adapter), "scores": scores}))
+    return 0
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A recipe that was saved.
+
+    Raises:
+        OptionError: no such file, or no YAML mapping.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise OptionError(f"{path}: no such file: expected a recipe in YAML.")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise OptionError(f"{path}: not YAML ({' '.join(str(error).split())}).") from None
+    if not isinstance(tree, dict):
+        raise OptionError(f"{path}: expected a mapping of the recipe's fields.")
+    return tree

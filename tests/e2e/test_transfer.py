@@ -1,0 +1,184 @@
+"""`paligemma train transfer`: one command from a folder to a tuned model, through the real command line."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import paligemma
+from paligemma.checkpoints import read
+from paligemma.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+COLOURS = {"red": (220, 20, 30), "green": (40, 160, 50), "blue": (30, 70, 220)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Plain pictures of one colour each, under names that tiny has never heard."""
+    where = tmp_path_factory.mktemp("colours")
+    rng = np.random.default_rng(0)
+    words = {"red": "zoo", "green": "yes", "blue": "no"}
+    for split, n in (("train", 24), ("valid", 9)):
+        rows = []
+        for i in range(n):
+            name = list(COLOURS)[i % 3]
+            pixels = np.clip(np.array(COLOURS[name]) + rng.integers(-15, 16, (30, 40, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(where / f"{split}-{i}.png")
+            rows.append({"image": f"{split}-{i}.png", "prefix": "answer en which word?", "suffix": words[name]})
+        (where / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return where
+
+
+def train(folder: Path, out: Path, *more: str) -> int:
+    return main(
+        ["train", "transfer", "--data", str(folder), "--out", str(out), "--device", "cpu", "--json", *more]
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora", "frozen"])
+def test_a_folder_becomes_a_model_that_answers_its_rows(folder, tmp_path, capsys, method):
+    lr = {"full": "1e-3", "lora": "5e-3", "frozen": "2e-3"}[method]
+    assert train(folder, tmp_path / "run", "--method", method, "--steps", "40", "--lr", lr) == 0
+    out, err = capsys.readouterr()
+    scores = json.loads(out)["scores"]
+    assert scores["answer"]["exact match"] >= 0.9
+    assert "24 examples to learn, 9 held out (the valid split)" in err
+    run = tmp_path / "run"
+    assert {"config.yaml", "log.jsonl", "README.md", "curves.png", "scores.json", "predictions.jsonl"} <= {
+        path.name for path in run.iterdir()
+    }
+    card = (run / "README.md").read_text()
+    assert "| answer: exact match |" in card
+    Image.open(run / "curves.png").load()
+    pg = paligemma.load(run / "model")
+    assert pg.answer(folder / "valid-0.png", "which word?").text == "zoo"
+    if method == "lora":
+        tuned = paligemma.load("tiny", adapter=run / "adapter")
+        for name, value in tuned.model.state_dict().items():
+            torch.testing.assert_close(pg.model.state_dict()[name], value, atol=1e-3, rtol=1e-2, msg=name)
+    # Scored again from its folder, it scores the same.
+    assert main(["eval", str(folder), "--model", str(run / "model"), "--split", "valid", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["answer"] == scores["answer"]
+
+
+@pytest.mark.slow
+def test_the_result_loads_in_transformers(folder, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    assert train(folder, tmp_path / "run", "--method", "full", "--steps", "2") == 0
+    model, report = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
+        tmp_path / "run" / "model", output_loading_info=True
+    )
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.num_parameters() > 1e6
+
+
+@pytest.mark.slow
+def test_the_recipe_that_was_saved_does_the_same_again(folder, tmp_path):
+    assert train(folder, tmp_path / "a", "--method", "full", "--steps", "3", "--set", "fit.dropout=0.1") == 0
+    assert main(["train", str(tmp_path / "a" / "config.yaml"), "--out", str(tmp_path / "b")]) == 0
+    (_, a), (_, b) = (read(tmp_path / name / "model") for name in "ab")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+KILLS = 3
+ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def command_line(folder: Path, out: Path, *options: str) -> list[str]:
+    words = ["train", "transfer", "--data", str(folder), "--out", str(out), "--device", "cpu", *options]
+    return [sys.executable, "-m", "paligemma", *words]
+
+
+def read_until(process: subprocess.Popen, wanted: bytes) -> None:
+    """Block until the process has written this to stderr."""
+    seen = b""
+    while wanted not in seen:
+        chunk = os.read(process.stderr.fileno(), 4096)
+        assert chunk, f"ended before it wrote {wanted!r}: {seen[-500:]!r}"
+        seen += chunk
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_with_the_weights_of_an_undisturbed_one(folder, tmp_path):
+    kill_often(folder, tmp_path, KILLS, seed=0)
+
+
+@pytest.mark.soak
+def test_a_run_that_is_killed_twenty_times_loses_nothing(folder, tmp_path):
+    kill_often(folder, tmp_path, 20, seed=int(time.time()))
+
+
+def kill_often(folder: Path, tmp_path: Path, n_kills: int, seed: int) -> None:
+    """SIGKILL at random moments, while saving too: a snapshot is written at every step."""
+    options = ["--method", "full", "--steps", "12", "--set", "fit.save_every=1", "--set", "fit.dropout=0.1"]
+    assert train(folder, tmp_path / "whole", *options) == 0
+    command = command_line(folder, tmp_path / "killed", *options)
+    chance, killed, log = random.Random(seed), 0, tmp_path / "killed" / "log.jsonl"
+    while killed < n_kills:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=ENV)
+        read_until(process, b"step")  # the bar of the loop: earlier there is nothing to lose
+        try:
+            process.wait(timeout=chance.uniform(0, 1.5))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+        process.stderr.close()
+        if process.wait() != -signal.SIGKILL:
+            break  # it got through before it could be killed
+        killed += 1
+    assert killed
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (_, whole), (_, found) = (read(tmp_path / name / "model") for name in ("whole", "killed"))
+    assert all(torch.equal(whole[name], found[name]) for name in whole)
+    rows = [json.loads(line)["step"] for line in log.read_text().splitlines() if '"kind": "step"' in line]
+    assert rows == list(range(1, 13))
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_leaves(folder, tmp_path):
+    command = command_line(folder, tmp_path / "run", "--method", "full", "--steps", "100000")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=ENV)
+    read_until(process, b"2/100000")
+    process.send_signal(signal.SIGTERM)
+    rest = process.stderr.read()
+    assert process.wait() == 0
+    assert b"the same command goes on" in rest
+    assert len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "transfr", "--data", "x"], "Did you mean 'transfer'"),
+        (["train", "transfer"], "expected --data FOLDER"),
+        (["train", "transfer", "--data", "nowhere"], "no examples"),
+        (["train", "transfer", "--data", "x", "--set", "optim.lrr=1"], "Did you mean 'optim.lr'"),
+        (["train", "transfer", "--data", "x", "--set", "epochs"], "expected NAME=VALUE"),
+        (["train", "missing.yaml"], "no such file"),
+        (["eval", "nowhere"], "no suite and no folder"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_the_recipe_can_be_looked_at(capsys):
+    assert main(["train", "transfer", "--data", "x", "--show", "--set", "optim.clip_norm=none"]) == 0
+    out = capsys.readouterr().out
+    assert "clip_norm: null" in out
