@@ -20,7 +20,7 @@ from paligemma.checkpoints.safetensors_io import SafetensorsWriter
 from paligemma.checkpoints.staging import Staging
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import CheckpointError
-from paligemma.models.lora import DEFAULT, Lora, LoraOptions, adapters_of, put
+from paligemma.models.lora import DEFAULT, Lora, LoraOptions, adapters_of, linears_of, put
 from paligemma.models.paligemma import PaliGemmaModel
 
 
@@ -90,13 +90,14 @@ def load_adapter(
 
     Raises:
         CheckpointError: it changes more than linear layers, which only `merge` can do.
+        OptionError: a name that a module cannot have.
     """
     if adapter.replaced:
         raise CheckpointError(
             f"{adapter.path}: replaces {next(iter(adapter.replaced))} as a whole: expected matrices for linear layers "
             "only. Merge it into the weights instead (adapter= of load, `paligemma checkpoint merge`)."
         )
-    linears = {path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    linears = linears_of(model)
     for native in adapter.deltas:
         if native.removesuffix(".weight") not in linears:
             raise CheckpointError(
@@ -109,9 +110,7 @@ def load_adapter(
     )
     for native, delta in adapter.deltas.items():
         path = native.removesuffix(".weight")
-        layer = model.get_submodule(path)
-        assert isinstance(layer, torch.nn.Linear)
-        made = Lora(layer, LoraOptions(rank=delta.a.shape[0], use_dora=delta.magnitude is not None))
+        made = Lora(linears[path], LoraOptions(rank=delta.a.shape[0], use_dora=delta.magnitude is not None))
         made.scale = delta.scale
         with torch.no_grad():
             made.a.copy_(delta.a)

@@ -4,7 +4,7 @@
     DoRA: y = m / ‖W + sBA‖_row · (W + sBA) x, the norm taken as a constant
 
 B starts at zero, so that a new adapter changes nothing. Sources: LoRA (arXiv 2106.09685), DoRA (arXiv 2402.09353),
-rsLoRA (arXiv 2312.03732); the arithmetic is that of peft 0.21.
+rsLoRA (arXiv 2312.03732); the arithmetic is that of peft 0.21. W may stand in 4 bits (`nf4.py`): that is QLoRA.
 """
 
 import math
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from paligemma.errors import OptionError, nearest
 from paligemma.models.linear import Linear, linear
+from paligemma.models.nf4 import Nf4Linear, Nf4Weight, dense, product
 
 DEFAULT = "default"
 # What LoRA acts on unless told otherwise: attention and MLP of the decoder; the image tower only when asked.
@@ -68,7 +69,7 @@ class LoraOptions:
 class Lora(nn.Module):
     """The two matrices of one layer, and the magnitude of DoRA."""
 
-    def __init__(self, base: nn.Linear, options: LoraOptions, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, base: "Base", options: LoraOptions, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         device = base.weight.device
         self.scale, self.dropout = options.scale, options.dropout
@@ -78,27 +79,35 @@ class Lora(nn.Module):
         self.magnitude = None if magnitude is None else nn.Parameter(magnitude)
 
     @torch.no_grad()
-    def reset(self, base: nn.Linear, generator: torch.Generator | None = None) -> None:
+    def reset(self, base: "Base", generator: torch.Generator | None = None) -> None:
         """A uniform within 1 / sqrt(inputs), as peft draws it; B zero; the magnitude that of the base."""
         bound = 1 / math.sqrt(base.in_features)
         self.a.uniform_(-bound, bound, generator=generator)
         self.b.zero_()
         if self.magnitude is not None:
-            self.magnitude.copy_(torch.linalg.vector_norm(base.weight.float(), dim=1))
+            self.magnitude.copy_(torch.linalg.vector_norm(dense(base.weight), dim=1))
+
+    def merged(self, weight: nn.Parameter | Nf4Weight) -> Tensor:
+        """float32[O, D]: W + s · B A, before the magnitude."""
+        return dense(weight) + self.scale * (self.b.float() @ self.a.float())
 
 
-class LoraLinear(Linear):
-    """A linear layer with adapters; the base keeps its parameters under their old names."""
+class LoraLinear(nn.Module):
+    """A linear layer of either kind with adapters; the base keeps its parameters under their old names."""
 
-    def __init__(self, base: nn.Linear) -> None:
-        nn.Module.__init__(self)  # parameters are taken over, not made
+    weight: nn.Parameter | Nf4Weight
+    bias: nn.Parameter | None
+
+    def __init__(self, base: nn.Linear | Nf4Linear) -> None:
+        super().__init__()
         self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight, self.bias = base.weight, base.bias
+        self.weight = base.weight  # taken over, not copied
+        self.register_parameter("bias", base.bias)
         self.adapters = nn.ModuleDict()
         self.active: str = _BASE_ONLY
 
     def forward(self, input: Tensor) -> Tensor:
-        base: Tensor = super().forward(input)
+        base = product(input, self.weight, self.bias)
         name = _chosen.get()
         adapter = self.adapters[name if name is not None else self.active] if self._acts(name) else None
         if not isinstance(adapter, Lora):
@@ -108,17 +117,32 @@ class LoraLinear(Linear):
         if adapter.magnitude is None:
             return base + update.to(base.dtype)
         with torch.no_grad():  # DoRA section 4.3: the norm is a constant to the gradient
-            merged = self.weight.float() + adapter.scale * (adapter.b.float() @ adapter.a.float())
-            norm = torch.linalg.vector_norm(merged, dim=1)
+            norm = torch.linalg.vector_norm(adapter.merged(self.weight), dim=1)
         ratio = (adapter.magnitude.float() / norm).to(base.dtype)
         plain = base if self.bias is None else base - self.bias
         if adapter.dropout and self.training:  # what dropout took from A's input it takes from W's as well
-            plain = linear(x.to(self.weight.dtype), self.weight)
-        out: Tensor = base + (ratio - 1) * plain + ratio * update.to(base.dtype)
-        return out
+            plain = product(x.to(input.dtype), self.weight)
+        return base + (ratio - 1) * plain + ratio * update.to(base.dtype)
+
+    def bare(self) -> nn.Linear | Nf4Linear:
+        """The layer without adapters, holding the same weight."""
+        if isinstance(self.weight, Nf4Weight):
+            return Nf4Linear(self.weight, self.bias)
+        has_bias, dtype = self.bias is not None, self.weight.dtype
+        plain = Linear(self.in_features, self.out_features, bias=has_bias, device="meta", dtype=dtype)
+        plain.weight, plain.bias = self.weight, self.bias  # type: ignore[assignment]
+        return plain
 
     def _acts(self, name: str | None) -> bool:
         return (self.active if name is None else name) in self.adapters
+
+
+Base = nn.Linear | Nf4Linear | LoraLinear  # what an adapter may be hung on
+
+
+def linears_of(model: nn.Module) -> dict[str, Base]:
+    """Path -> linear layer of whichever kind, in the model's order."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, Base)}
 
 
 def add_lora(
@@ -132,7 +156,7 @@ def add_lora(
     Raises:
         OptionError: a target that matches no linear layer.
     """
-    linears = {path: m for path, m in model.named_modules() if isinstance(m, nn.Linear)}
+    linears = linears_of(model)
     chosen = targeted(linears, options.targets)
     model.requires_grad_(False)
     generator = torch.Generator(device=next(iter(linears.values())).weight.device).manual_seed(seed)
@@ -145,16 +169,56 @@ def add_lora(
 
 
 def put(model: nn.Module, path: str, name: str, adapter: Lora, *, make_active: bool) -> None:
-    """Hang one adapter onto the linear layer at a path, which becomes a `LoraLinear` if it is none yet."""
-    parent_path, _, leaf = path.rpartition(".")
-    parent = model.get_submodule(parent_path)
-    layer = getattr(parent, leaf)
+    """Hang one adapter onto the linear layer at a path, which becomes a `LoraLinear` if it is none yet.
+
+    Raises:
+        OptionError: a name that a module cannot have.
+    """
+    check_name(name)
+    layer = model.get_submodule(path)
     if not isinstance(layer, LoraLinear):
+        assert isinstance(layer, nn.Linear | Nf4Linear)
         layer = LoraLinear(layer)
-        setattr(parent, leaf, layer)
+        _replace(model, path, layer)
     layer.adapters[name] = adapter
     if make_active:
         layer.active = name
+
+
+def check_name(name: str) -> None:
+    """Refuse names that PyTorch cannot give to a module: empty, with a dot, or a method of `nn.ModuleDict`."""
+    if not name or "." in name or hasattr(nn.ModuleDict, name) or name == "training":
+        raise OptionError(f"an adapter cannot be called {name!r}: expected a word without dots, such as 'cats'.")
+
+
+def drop_lora(model: nn.Module, name: str) -> None:
+    """Take one adapter off; layers that have no other are plain ones again.
+
+    Raises:
+        OptionError: the model has no adapter of that name.
+    """
+    for path in _require(model, name):
+        layer = model.get_submodule(path)
+        assert isinstance(layer, LoraLinear)
+        if len(layer.adapters) == 1:
+            _replace(model, path, layer.bare())
+            continue
+        del layer.adapters[name]
+        layer.active = _BASE_ONLY if layer.active == name else layer.active
+
+
+def _replace(model: nn.Module, path: str, layer: nn.Module) -> None:
+    parent_path, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(parent_path), leaf, layer)
+
+
+def _require(model: nn.Module, name: str) -> dict[str, Lora]:
+    """Module path -> matrices of an adapter that must be there."""
+    known = adapters_of(model)
+    if name not in known:
+        have = ", ".join(known) or "one to be loaded first"
+        raise OptionError(f"there is no adapter {name!r}: expected {have}.{nearest(name, known)}")
+    return known[name]
 
 
 def targeted(modules: Iterable[str], targets: tuple[str, ...]) -> list[str]:
@@ -191,6 +255,21 @@ def adapters_of(model: nn.Module) -> dict[str, dict[str, Lora]]:
     return found
 
 
+def chosen_adapter() -> str | None:
+    """What `use_adapter` or `choosing` chose around here: a name, "" for the base alone, None where nothing did."""
+    return _chosen.get()
+
+
+@contextmanager
+def choosing(name: str) -> Iterator[None]:
+    """`use_adapter` for a name that is known to exist; "" is the base alone."""
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
 @contextmanager
 def use_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
     """Answer with this adapter inside the block; None is the base alone. Other threads and tasks keep their own choice.
@@ -198,15 +277,10 @@ def use_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
     Raises:
         OptionError: the model has no adapter of that name.
     """
-    known = adapters_of(model)
-    if name is not None and name not in known:
-        have = ", ".join(known) or "one to be loaded first"
-        raise OptionError(f"there is no adapter {name!r}: expected {have}.{nearest(name, known)}")
-    token = _chosen.set(_BASE_ONLY if name is None else name)
-    try:
+    if name is not None:
+        _require(model, name)
+    with choosing(_BASE_ONLY if name is None else name):
         yield
-    finally:
-        _chosen.reset(token)
 
 
 @torch.no_grad()
@@ -214,24 +288,23 @@ def merge_lora(model: nn.Module, name: str = DEFAULT) -> None:
     """Add an adapter into the weights, in float32, and take all adapters off: the layers are plain ones again.
 
     Raises:
-        OptionError: the model has no adapter of that name.
+        OptionError: the model has no adapter of that name, or it lies over packed weights. Those would be rounded to 4
+            bits once more with the sum, or unpacked into the memory they were to save; the files hold better ones.
     """
-    known = adapters_of(model)
-    if name not in known:
-        raise OptionError(f"there is no adapter {name!r}: expected one of {', '.join(known)}.{nearest(name, known)}")
-    for path, module in list(model.named_modules()):
-        if not isinstance(module, LoraLinear):
-            continue
-        adapter = known[name].get(path)
+    adapters = _require(model, name)
+    layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, LoraLinear)}
+    packed = next((path for path in adapters if isinstance(layers[path].weight, Nf4Weight)), None)
+    if packed is not None:
+        raise OptionError(
+            f"the adapter {name!r} lies over 4-bit weights ({packed}), which cannot take it: expected dense ones. "
+            "Merge it into the files: load(..., adapter=FOLDER), or `paligemma checkpoint merge`."
+        )
+    for path, layer in layers.items():
+        adapter = adapters.get(path)
         if adapter is not None:
-            merged = module.weight.float() + adapter.scale * (adapter.b.float() @ adapter.a.float())
+            merged = adapter.merged(layer.weight)
             if adapter.magnitude is not None:
                 merged *= (adapter.magnitude.float() / torch.linalg.vector_norm(merged, dim=1))[:, None]
-            module.weight.copy_(merged)
-        plain = Linear(
-            module.in_features, module.out_features, bias=module.bias is not None, device="meta",
-            dtype=module.weight.dtype,
-        )  # fmt: skip
-        plain.weight, plain.bias = module.weight, module.bias
-        parent_path, _, leaf = path.rpartition(".")
-        setattr(model.get_submodule(parent_path), leaf, plain)
+            assert isinstance(layer.weight, Tensor)
+            layer.weight.copy_(merged)
+        _replace(model, path, layer.bare())

@@ -22,7 +22,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from paligemma.errors import MissingExtra, OptionError, nearest
+from paligemma.errors import OptionError, nearest
+from paligemma.models.nf4 import bitsandbytes
 from paligemma.train.schedule import Duration, Schedule
 
 Kind = Literal["adam", "adam8bit", "sgd"]
@@ -47,7 +48,8 @@ class OptimOptions:
     """How parameters move; the defaults are the reports' simple transfer setting.
 
     Attributes:
-        kind: "adam"; "adam8bit" keeps its moments in 8 bits (an extra); "sgd" without momentum.
+        kind: "adam"; "adam8bit" keeps the moments of tensors of 4,096 values and more in 8 bits (bitsandbytes, an
+            extra); "sgd" without momentum.
         lr: learning rate at factor 1.
         weight_decay: at factor 1, *not* multiplied by lr; the reports use 0 or 0.1 · lr.
         betas, eps: of Adam; eps stands outside the root.
@@ -227,10 +229,11 @@ def _make(options: OptimOptions, groups: list[dict[str, Any]]) -> torch.optim.Op
     if options.kind == "sgd":
         return torch.optim.SGD(groups, lr=options.lr)
     if options.kind == "adam8bit":
-        try:
-            from torchao.optim import AdamW8bit
-        except ImportError:
-            raise MissingExtra("torchao", "train", "8-bit Adam") from None
-        made: torch.optim.Optimizer = AdamW8bit(groups, lr=options.lr, betas=options.betas, eps=options.eps)
+        if any(hasattr(p, "full_tensor") for group in groups for p in group["params"]):
+            raise OptionError("optim.kind='adam8bit' with sharded weights: expected whole ones. Take optim.kind=adam.")
+        library = bitsandbytes("8-bit Adam")
+        made: torch.optim.Optimizer = library.optim.AdamW8bit(
+            groups, lr=options.lr, betas=options.betas, eps=options.eps
+        )
         return made
     return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps)
