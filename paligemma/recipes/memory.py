@@ -1,0 +1,90 @@
+"""Which way of training fits into memory, and what to say when none did after all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from paligemma.config import PaliGemmaConfig
+from paligemma.errors import TrainingError
+from paligemma.recipes.rows import Lengths
+from paligemma.train.plan import Setup, advice, choose_method
+
+if TYPE_CHECKING:
+    from paligemma.recipes.transfer import TransferRecipe
+
+_BYTES = {"float32": 4.0, "bfloat16": 2.0}
+
+
+def setup_of(
+    recipe: "TransferRecipe", device: torch.device, lengths: Lengths | None = None, *, devices: int = 1
+) -> Setup:
+    """What decides how much memory a recipe needs; the longest rows measured, or the recipe's limit without."""
+    limit = recipe.loader.max_text
+    longest = lengths.longest if lengths is not None else limit or 128
+    text = min(longest, limit) if limit is not None else longest
+    dtype = recipe.base_dtype if recipe.base_dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
+    is_adapter = recipe.method in ("lora", "dora", "qlora")
+    compute = "bfloat16" if recipe.fit.precision == "bfloat16" or (is_adapter and dtype == "bfloat16") else "float32"
+    return Setup(
+        method="full" if recipe.method == "auto" else recipe.method,
+        lora=recipe.lora,
+        optim=recipe.optim,
+        part_size=recipe.loader.part_size or recipe.loader.batch_size,
+        batch_size=recipe.loader.batch_size,
+        text_length=text,
+        target_length=min(text, lengths.longest_target if lengths is not None else 32),
+        n_images=max(1, lengths.n_images) if lengths is not None else 1,
+        weight_bytes=0.5 if recipe.method == "qlora" else _BYTES[dtype] if is_adapter else 4.0,
+        compute_bytes=_BYTES[compute],
+        recompute=recipe.recompute,
+        devices=devices,
+    )
+
+
+def method_of(
+    recipe: "TransferRecipe", config: PaliGemmaConfig, device: torch.device, lengths: Lengths
+) -> tuple[str, str]:
+    """The way of training, and why."""
+    if recipe.method != "auto":
+        return recipe.method, "as asked"
+    return choose_method(config, setup_of(recipe, device, lengths), available_bytes(device))
+
+
+def available_bytes(device: torch.device) -> float:
+    """Memory that a run may take on a device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return float(free)
+    info = Path("/proc/meminfo")
+    if info.exists():
+        fields = dict(line.split(":", 1) for line in info.read_text().splitlines())
+        return float(int(fields["MemAvailable"].split()[0]) * 1024)
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+@contextlib.contextmanager
+def advising(
+    recipe: "TransferRecipe", config: PaliGemmaConfig, device: torch.device, lengths: Lengths
+) -> Iterator[None]:
+    """Out of memory inside the block comes out as one line with what `paligemma plan` would have advised.
+
+    Raises:
+        TrainingError: in place of the allocator's own error.
+    """
+    available = available_bytes(device)
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        told = advice(config, setup_of(recipe, device, lengths), available)
+        raise TrainingError(f"out of memory on {device}: {told}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator gave up; on a CPU torch says so with a plain RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,154 @@
+"""The rows of a transfer: which are learned, which are held out, how much each counts, how long they are."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from paligemma.data.example import Example
+from paligemma.data.jsonl import find_splits
+from paligemma.errors import DataError, OptionError, PaliGemmaError, nearest
+from paligemma.evals.folder import KINDS, RAW, kind_of
+from paligemma.processing.processor import Processor
+
+LOOK = 512  # rows whose text is measured before a run
+
+
+class Rows(Protocol):
+    """Examples by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Example: ...
+
+
+class Subset:
+    """Some rows of a source."""
+
+    def __init__(self, source: Rows, rows: Sequence[int]) -> None:
+        self.source, self.rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int, /) -> Example:
+        return self.source[self.rows[index]]
+
+
+class Weighted:
+    """Rows whose weight in the loss is multiplied by that of their task.
+
+    Args:
+        weights: (task, factor) pairs; a task is "caption", "answer", "question", "detect", "segment", "read" or "raw".
+
+    Raises:
+        OptionError: a task that does not exist, or a factor below 0.
+    """
+
+    def __init__(self, source: Rows, weights: Sequence[tuple[str, float]]) -> None:
+        known = (*KINDS.values(), RAW)
+        for task, factor in weights:
+            if task not in known:
+                raise OptionError(
+                    f"task_weights: there is no task {task!r}: expected {', '.join(known)}.{nearest(task, known)}"
+                )
+            if factor < 0:
+                raise OptionError(f"task_weights: {task} has {factor}: expected a number of 0 or more.")
+        self.source, self.factors = source, dict(weights)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int, /) -> Example:
+        example = self.source[index]
+        return dataclasses.replace(example, weight=example.weight * self.factors.get(kind_of(example.prefix), 1.0))
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long the texts of some rows are, in tokens.
+
+    Attributes:
+        n: rows measured.
+        longest: text tokens of the longest row, bos to eos; `longest_target` learned of them at most.
+        n_images: most pictures of a row.
+        n_cut: rows longer than allowed; `n_silenced` of them lose their whole suffix.
+    """
+
+    n: int
+    longest: int
+    longest_target: int
+    n_images: int
+    n_cut: int
+    n_silenced: int
+
+    def told(self, max_text: int | None) -> str | None:
+        """A line for people where something is cut; None where nothing is."""
+        if not self.n_cut or max_text is None:
+            return None
+        lost = f", {self.n_silenced} of them lose their whole suffix" if self.n_silenced else ""
+        return (
+            f"{self.n_cut} of {self.n} rows looked at are longer than max_text={max_text} tokens and are cut{lost}; "
+            f"the longest takes {self.longest}. To keep them whole: --set loader.max_text={self.longest}"
+        )
+
+
+def splits(data: str | Path, valid_share: float) -> tuple[Rows, Rows, str]:
+    """What is learned, what is held out, and where that comes from.
+
+    Without a valid or test split, every n-th row of the training file is held out, whatever its order.
+
+    Raises:
+        DataError: no examples there; OptionError: no train split.
+    """
+    found = find_splits(data)
+    if "train" not in found:
+        raise OptionError(f"{data}: no train split: expected train.jsonl beside {', '.join(found)}.jsonl.")
+    train = found["train"]
+    for split in ("valid", "test"):
+        if split in found:
+            return train, found[split], f"the {split} split"
+    n_held = round(len(train) * valid_share)
+    if not n_held:
+        return train, Subset(train, ()), "nothing"
+    every = len(train) / n_held
+    held = {int(every * i + every / 2) for i in range(n_held)}
+    rest = [i for i in range(len(train)) if i not in held]
+    return Subset(train, rest), Subset(train, sorted(held)), f"every {every:.0f}th row of train"
+
+
+def measure(
+    rows: Rows, processor: Processor, max_text: int | None, *, limit: int = LOOK, skip_broken: bool = False
+) -> Lengths:
+    """Lengths of at most `limit` rows, evenly chosen; pictures are not opened.
+
+    Raises:
+        DataError: every row loses its whole suffix to `max_text`, so that there would be nothing to learn; or a row
+            cannot be used, unless `skip_broken`.
+    """
+    lengths, targets, images, n_silenced = [], [], [], 0
+    step = max(1, len(rows) // limit)
+    for index in range(0, len(rows), step):
+        try:
+            example = rows[index]
+            sequence = processor.sequence(len(example.images), example.prefix, example.suffix, where=example.where)
+        except PaliGemmaError:
+            if not skip_broken:
+                raise
+            continue
+        text = len(sequence) - sequence.n_image_tokens
+        first_target = int(sequence.mask_loss.argmax()) - sequence.n_image_tokens
+        n_silenced += max_text is not None and first_target >= max_text
+        lengths.append(text)
+        targets.append(int(sequence.mask_loss.sum()))
+        images.append(len(example.images))
+    if lengths and n_silenced == len(lengths):
+        raise DataError(
+            f"max_text={max_text} cuts the whole suffix of all {len(lengths)} rows looked at: expected room for prefix "
+            f"and suffix. The longest row takes {max(lengths)} tokens: --set loader.max_text={max(lengths)}."
+        )
+    n_cut = 0 if max_text is None else sum(length > max_text for length in lengths)
+    return Lengths(
+        len(lengths), max(lengths, default=0), max(targets, default=0), max(images, default=0), n_cut, n_silenced
+    )

@@ -1,0 +1,151 @@
+"""The beginning of a transfer: the base looked at, the recipe's open questions decided, the state at step 0."""
+
+import dataclasses
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from paligemma.api import PaliGemma, load
+from paligemma.api.loading import find, find_tokenizer, pick_device, with_choices
+from paligemma.checkpoints import open_checkpoint
+from paligemma.config import PaliGemmaConfig
+from paligemma.models.lora import add_lora
+from paligemma.models.paligemma import PaliGemmaModel
+from paligemma.processing.batch import Batch
+from paligemma.processing.processor import Processor
+from paligemma.recipes.tree import to_tree
+from paligemma.train.loop import Loss, default_loss, prepare
+from paligemma.train.loss import LossSums, TokenLoss, loss_sums
+from paligemma.train.optim import Optimizer
+from paligemma.train.state import TrainState
+
+if TYPE_CHECKING:
+    from paligemma.recipes.transfer import TransferRecipe
+
+ADAPTER_LR = 2e-4  # where the recipe leaves lr to the method
+FULL_LR = 1e-5
+ADAPTERS = ("lora", "dora", "qlora")
+# Fields that change no number of a run: they may differ between its parts.
+_FREE = ("out", "device", "eval_every", "eval_rows", "merge", "data", "model", "loader.workers", "fit.save_every")
+_FREE += ("fit.save_minutes", "fit.keep", "fit.max_loss")
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a run starts from; the weights are not read yet.
+
+    Attributes:
+        print: the weights by content, so that a run never goes on over others.
+    """
+
+    path: Path
+    config: PaliGemmaConfig
+    processor: Processor
+    device: torch.device
+    print: str
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run at its first step."""
+
+    pg: PaliGemma
+    state: TrainState
+    loss: Loss
+
+
+def open_base(recipe: "TransferRecipe") -> Base:
+    """Configuration and tokenizer of the base model.
+
+    Raises:
+        CheckpointError, HubError, TokenizerError: it cannot be had.
+    """
+    path = find(recipe.model)
+    with open_checkpoint(path) as checkpoint:
+        config = with_choices(checkpoint.config, **dict(recipe.choices))
+        words = find_tokenizer(path, None, config)
+    return Base(path, config, Processor(config, words), pick_device(recipe.device), fingerprint(path))
+
+
+def settled(recipe: "TransferRecipe", method: str, n_examples: int, device: torch.device) -> "TransferRecipe":
+    """The recipe with everything that was left open decided: what is saved beside the weights."""
+    steps = recipe.steps or max(1, round(recipe.epochs * n_examples / recipe.loader.batch_size))
+    is_adapter = method in ADAPTERS
+    lr = recipe.lr or (ADAPTER_LR if is_adapter else FULL_LR)
+    schedules = recipe.optim.schedules
+    if method == "frozen" and ("image", None) not in schedules:
+        schedules = (*schedules, ("image", None))
+    dtype = recipe.base_dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if is_adapter and device.type == "cuda" else "float32"
+    return dataclasses.replace(
+        recipe,
+        method=method,  # type: ignore[arg-type]
+        steps=steps,
+        lr=lr,
+        base_dtype=dtype,
+        lora=dataclasses.replace(recipe.lora, use_dora=recipe.lora.use_dora or method == "dora"),
+        optim=dataclasses.replace(recipe.optim, lr=lr, schedules=schedules),
+        fit=dataclasses.replace(recipe.fit, steps=steps),
+    )
+
+
+def start(recipe: "TransferRecipe", base: Base, n_examples: int, token_loss: TokenLoss | None = None) -> Start:
+    """The model loaded, its trained part chosen, the optimiser made; the recipe is a settled one."""
+    method = recipe.method
+    pg = load(
+        recipe.model,
+        device=base.device,
+        dtype=recipe.base_dtype if method in ADAPTERS else "float32",
+        quantize="nf4" if method == "qlora" else None,
+        **dict(recipe.choices),
+    )
+    model = pg.model
+    if method in ADAPTERS:
+        add_lora(model, recipe.lora, seed=recipe.fit.seed)
+    else:
+        model.requires_grad_(True)
+    model.vision.recompute = model.text.recompute = recipe.recompute
+    prepare(model, recipe.fit)
+    optimizer = Optimizer(
+        model.named_parameters(), recipe.optim, total_steps=recipe.fit.steps,
+        batch_size=recipe.loader.batch_size, n_examples=n_examples,
+    )  # fmt: skip
+    flat = {name: value for name, value in _flat(to_tree(recipe)).items() if name not in _FREE}
+    told = "cross-entropy" if token_loss is None else getattr(token_loss, "__name__", "one of the user's")
+    identity = {"base weights": base.print, "examples": n_examples, "loss": told, **flat}
+    return Start(pg, TrainState(model, optimizer, identity=identity), _loss_of(recipe, token_loss))
+
+
+def _loss_of(recipe: "TransferRecipe", token_loss: TokenLoss | None) -> Loss:
+    if token_loss is None:
+        return default_loss(recipe.fit)
+
+    def loss(model: PaliGemmaModel, batch: Batch) -> LossSums:
+        return loss_sums(model, batch, normalization=recipe.fit.normalization, token_loss=token_loss)
+
+    return loss
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def fingerprint(path: Path) -> str:
+    """The weights behind a path by content: sizes and names of their files, first and last bytes of each."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {file.stat().st_size} ".encode())
+        with file.open("rb") as opened:
+            digest.update(opened.read(1 << 20))
+            opened.seek(-min(1 << 20, file.stat().st_size), os.SEEK_END)
+            digest.update(opened.read())
+    return f"{path.name} {digest.hexdigest()[:16]}"
