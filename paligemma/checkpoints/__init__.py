@@ -7,6 +7,7 @@ write(path, config, state, format)
 convert, verify           from file to file; from file to verdict
 read_adapter, merge       PEFT LoRA
 resolve(name)             path, short name or hub id -> local path
+push(folder, repo)        a result folder with its card -> the hub
 """
 
 from paligemma.checkpoints.checkpoint import Checkpoint, open_checkpoint, read, stream
@@ -14,6 +15,7 @@ from paligemma.checkpoints.convert import convert
 from paligemma.checkpoints.hub import commit_of, resolve
 from paligemma.checkpoints.identify import Format, identify
 from paligemma.checkpoints.lora import Adapter, merge, read_adapter
+from paligemma.checkpoints.push import Pushed, push
 from paligemma.checkpoints.verify import Verdict, verify
 from paligemma.checkpoints.write import write
 
@@ -21,12 +23,14 @@ __all__ = [
     "Adapter",
     "Checkpoint",
     "Format",
+    "Pushed",
     "Verdict",
     "commit_of",
     "convert",
     "identify",
     "merge",
     "open_checkpoint",
+    "push",
     "read",
     "read_adapter",
     "resolve",

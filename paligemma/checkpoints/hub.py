@@ -53,9 +53,14 @@ def resolve(
     return _download(_repository(str(name)), revision, cache_dir, local_only)
 
 
+def full_name(name: str) -> str:
+    """A short name of a published model with its owner; any other name as it is."""
+    return f"google/{name}" if _SHORT.fullmatch(name) else name
+
+
 def _repository(name: str) -> str:
     if _SHORT.fullmatch(name):
-        return f"google/{name}"
+        return full_name(name)
     file, _ = split_subkey(name)
     if name.startswith((".", "/", "~")) or file.suffix in _WEIGHTS or name.count("/") > 1 or "\\" in name:
         raise CheckpointError(f"{name}: no such file or folder: expected a checkpoint. Check the path.")
@@ -99,11 +104,11 @@ def _download(repo_id: str, revision: str | None, cache_dir: str | Path | None, 
     except errors.LocalEntryNotFoundError as error:
         raise HubError(
             f"{repo_id}{f' at {revision}' if revision else ''} is not complete in the local cache, and the hub was "
-            f"not reached ({_reason(error)}): expected a connection or a cached download. "
+            f"not reached ({reason(error)}): expected a connection or a cached download. "
             "Connect, unset HF_HUB_OFFLINE, or name a local folder."
         ) from None
     except Exception as error:  # the HTTP library behind the client has failures of its own, which change with it
-        raise HubError(f"{repo_id} could not be downloaded ({_reason(error)}). Try again or name a folder.") from error
+        raise HubError(f"{repo_id} could not be downloaded ({reason(error)}). Try again or name a folder.") from error
     if not any(path.name.endswith(_WEIGHTS) or ".npz.part" in path.name for path in folder.iterdir()):
         raise HubError(
             f"{repo_id} holds no safetensors and no .npz: expected weights that no code needs to "
@@ -112,7 +117,8 @@ def _download(repo_id: str, revision: str | None, cache_dir: str | Path | None, 
     return folder
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """What went wrong inside the client, short and on one line."""
     cause = error.__cause__ or error
     return f"{type(cause).__name__}: {' '.join(str(cause).split())[:120]}"
 

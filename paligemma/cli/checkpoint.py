@@ -5,10 +5,12 @@ paligemma checkpoint convert paligemma2-3b-pt-224.b16.npz ./pt-224 --tokenizer t
 paligemma checkpoint convert ./pt-224 pt-448.npz --resolution 448 --dtype bfloat16
 paligemma checkpoint merge paligemma2-3b-pt-448 ./my-adapter ./my-model
 paligemma checkpoint verify ./my-model
+paligemma checkpoint push runs/digits me/digits --create --private
 """
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import sys
 from collections import Counter
@@ -27,13 +29,17 @@ ACTIONS = {
     "convert": "write it in another format, layout, dtype or resolution",
     "merge": "merge a LoRA adapter into its base model",
     "verify": "read it from end to end: structure, checksums, NaN and Inf",
+    "push": "send a result folder with its card to the hub",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     parsers = {name: actions.add_parser(name, help=text, description=text) for name, text in ACTIONS.items()}
+    _add_push_arguments(parsers["push"])
     for name, sub in parsers.items():
+        if name == "push":
+            continue
         place = "BASE" if name == "merge" else "PATH"
         sub.add_argument("path", metavar=place, help="folder, .npz file, hub id or short name")
         sub.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub repository")
@@ -51,8 +57,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("--overwrite", action="store_true", help="replace what stands at OUT")
 
 
+def _add_push_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("folder", metavar="FOLDER", help="of a run, or with weights and README.md")
+    sub.add_argument("repo", metavar="REPO", help="owner/name on the hub")
+    sub.add_argument("--revision", metavar="B", help="branch (default: main)")
+    sub.add_argument("--private", action="store_true", help="a new repository is private; a public one is refused")
+    sub.add_argument("--message", metavar="TEXT", help="of the commit")
+    sub.add_argument("--create", action="store_true", help="make the repository and the branch where there are none")
+    sub.add_argument("--dry-run", action="store_true", help="check everything, list what would be sent, send nothing")
+    add_output_options(sub)
+
+
 def run(args: argparse.Namespace) -> int:
-    return {"info": _info, "convert": _convert, "merge": _convert, "verify": _verify}[args.action](args)
+    actions = {"info": _info, "convert": _convert, "merge": _convert, "verify": _verify, "push": _push}
+    return actions[args.action](args)
 
 
 def _locate(name: str, revision: str | None = None) -> Path:
@@ -187,6 +205,29 @@ def _verify(args: argparse.Namespace) -> int:
         what = "sound" if verdict.is_sound else f"{len(verdict.problems)} problems"
         print(f"{what}: {verdict.n_tensors} tensors, {verdict.n_values:,} values; checked {', '.join(verdict.checked)}")
     return 0 if verdict.is_sound else 2
+
+
+def _push(args: argparse.Namespace) -> int:
+    from paligemma.checkpoints.push import pack, push
+
+    with _progress("verifying") as advance:
+        if args.dry_run:
+            sizes = pack(args.folder, args.repo, progress=advance).sizes
+        else:
+            done = push(
+                args.folder, args.repo, revision=args.revision, private=args.private, message=args.message,
+                create=args.create, progress=advance,
+            )  # fmt: skip
+    if args.dry_run:
+        if args.json:
+            print(json.dumps({"repo": args.repo, "files": sizes}))
+        else:
+            print(table([[name, f"{n_bytes:,} bytes"] for name, n_bytes in sizes.items()], right=(1,)))
+        return 0
+    for name in done.removed:
+        note(f"paligemma checkpoint push: {name} of an earlier push was removed")
+    print(json.dumps(dataclasses.asdict(done)) if args.json else f"{done.url} at {done.commit[:10]}")
+    return 0
 
 
 @contextlib.contextmanager

@@ -1,91 +1,20 @@
 """The real `huggingface_hub` client against a small hub on loopback: pinned, offline, gated, missing."""
 
-import hashlib
-import http.server
 import json
-import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from paligemma.checkpoints import commit_of, resolve, write
 from paligemma.errors import CheckpointError, HubError, OptionError
 from tests.checkpoint_cases import random_state, tiny_config
+from tests.loopback_hub import Hub, serving, settings
 
 OLD, NEW = "a" * 40, "b" * 40
 REPO, GATED, PICKLED = "google/paligemma2-3b-mix-448", "google/paligemma2-3b-pt-224", "someone/pickled"
-
-
-@dataclass
-class Hub:
-    """Repositories by id, each with commits; what was asked for is kept."""
-
-    files: dict[str, dict[str, dict[str, bytes]]]  # repo -> commit -> name -> content
-    heads: dict[str, str]
-    gated: set[str] = field(default_factory=set)
-    asked: list[str] = field(default_factory=list)
-    url: str = ""
-
-    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        self.asked.append(path)
-        parts = unquote(urlsplit(path).path).strip("/").split("/")
-        is_api = parts[:2] == ["api", "models"]
-        repo = "/".join(parts[2:4] if is_api else parts[:2])
-        if repo not in self.files:
-            return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
-        if repo in self.gated:
-            return 403, {"X-Error-Code": "GatedRepo"}, b"{}"
-        rest = parts[4:] if is_api else parts[2:]
-        revision = rest[1] if len(rest) > 1 else "main"
-        commit = self.heads[repo] if revision == "main" else revision
-        if commit not in self.files[repo]:
-            return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
-        files = self.files[repo][commit]
-        if is_api and rest and rest[0] == "tree":
-            return (
-                200,
-                {"Content-Type": "application/json"},
-                json.dumps([self.entry(n, files[n]) for n in files]).encode(),
-            )
-        if is_api:
-            info = {"id": repo, "sha": commit, "siblings": [{"rfilename": name} for name in files]}
-            return 200, {"Content-Type": "application/json"}, json.dumps(info).encode()
-        data = files.get("/".join(rest[2:]))
-        if data is None:
-            return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, b""
-        return 200, {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha256(data).hexdigest()}"'}, data
-
-    @staticmethod
-    def entry(name: str, data: bytes) -> dict:
-        entry = {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-        if name.endswith(".safetensors"):
-            entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 100}
-        return entry
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        status, headers, body = self.server.hub.answer(self.path)  # type: ignore[attr-defined]
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    do_HEAD = do_GET  # noqa: N815 (the base class calls it by this name)
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -104,16 +33,9 @@ def contents(tmp_path_factory) -> dict[str, dict[str, bytes]]:
 @pytest.fixture
 def hub(contents) -> Iterator[Hub]:
     files = {REPO: contents, GATED: contents, PICKLED: {OLD: {"pytorch_model.bin": b"\x80\x04", "config.json": b"{}"}}}
-    hub = Hub(files, {REPO: OLD, GATED: OLD, PICKLED: OLD}, {GATED})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.hub = hub  # type: ignore[attr-defined]
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield hub
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    heads = {repo: {"main": OLD} for repo in files}
+    with serving(Hub(files, heads, gated={GATED})) as hub:
+        yield hub
 
 
 ASK = """
@@ -132,13 +54,10 @@ for words in json.loads(sys.argv[1]):
 
 def ask(hub: Hub, cache: Path, *questions: list[str], offline: bool = False) -> list[str]:
     """`resolve(*question)` for each in one new process, where the client reads its settings afresh."""
-    settings = {
-        "HF_ENDPOINT": hub.url, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": str(int(offline)),
-        "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "*", "no_proxy": "*",
-    }  # fmt: skip
     run = subprocess.run(
-        [sys.executable, "-c", ASK, json.dumps(questions)], env={**os.environ, **settings},
-        cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", ASK, json.dumps(questions)],
+        env=settings(hub, cache, offline=offline), cwd=Path(__file__).parents[3],
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     answers = run.stdout.splitlines()
@@ -163,7 +82,7 @@ def test_a_short_name_is_fetched_once_pinned_and_then_works_offline(hub, tmp_pat
     assert "HF_HUB_OFFLINE" in missing
     assert len(hub.asked) == n_asked
 
-    hub.heads[REPO] = NEW  # someone pushes: a pinned revision stays, the branch moves
+    hub.heads[REPO]["main"] = NEW  # someone pushes: a pinned revision stays, the branch moves
     pinned, moved = ask(hub, tmp_path, [REPO, OLD], [REPO])
     assert pinned == first
     assert moved.split()[1] == NEW
