@@ -36,7 +36,7 @@ from paligemma.train.optim import OptimOptions
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "studies"
 N_TEST = 360
 SIZES = (64, 256, 1437)
-STEPS = {64: 150, 256: 300, 1437: 600}
+STEPS = {64: 100, 256: 200, 1437: 400}
 LR = {"full": 1e-3, "lora": 3e-3}
 BATCH = 16
 PROMPT = "answer en which digit?"

@@ -9,14 +9,13 @@ from paligemma.train.hooks import read_log
 
 CARD = """---
 library_name: paligemma
-base_model: {base}
-license: gemma
+{base_line}license: gemma
 tags: [paligemma, vision-language]
 ---
 # {name}
 
-{base} taught with [paligemma](https://pypi.org/project/paligemma/) on {n_examples}: {steps:,} steps of
-{batch} examples, {method}. The licence and the terms of use are those of the base model.
+{base} taught with [paligemma](https://pypi.org/project/paligemma/) on {n_train:,} examples of {data}: {steps:,} steps
+of {batch}, {method}. The licence and the terms of use are those of the base model.
 
 ```python
 import paligemma
@@ -42,7 +41,12 @@ pg = paligemma.load("{where}")
 
 
 def write_card(
-    folder: Path, recipe: dict[str, Any], report: FolderReport | None, before: dict[str, Any] | None
+    folder: Path,
+    recipe: dict[str, Any],
+    report: FolderReport | None,
+    before: dict[str, Any] | None,
+    *,
+    n_train: int,
 ) -> Path:
     """README.md of a run, and its curves where matplotlib is installed."""
     import yaml
@@ -56,8 +60,10 @@ def write_card(
         course = f"Loss {losses[0]:.3f} at the first step, {sum(tail) / len(tail):.3f} over the last {len(tail)}."
     text = CARD.format(
         base=recipe["model"],
+        base_line=_base_line(str(recipe["model"])),
         name=folder.name,
-        n_examples=Path(str(recipe["data"])).name,
+        n_train=n_train,
+        data=Path(str(recipe["data"])).name,
         steps=recipe["fit"]["steps"],
         batch=recipe["loader"]["batch_size"],
         method={"full": "all weights", "frozen": "the decoder"}.get(recipe["method"], f"adapters ({recipe['method']})"),
@@ -71,6 +77,13 @@ def write_card(
     path = folder / "README.md"
     path.write_text(text)
     return path
+
+
+def _base_line(model: str) -> str:
+    """The hub's metadata of where a model comes from; only hub ids can stand there."""
+    if Path(model).exists() or model == "tiny":
+        return ""
+    return f"base_model: {model if '/' in model else f'google/{model}'}\n"
 
 
 def _score_table(report: FolderReport | None, before: dict[str, Any] | None) -> str:

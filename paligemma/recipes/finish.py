@@ -37,6 +37,7 @@ def finish(
     folder: Path,
     before: FolderReport | None,
     *,
+    n_train: int,
     progress: bool = True,
     say: Callable[[str], Any],
 ) -> tuple[Path | None, Path | None, FolderReport | None]:
@@ -56,7 +57,7 @@ def finish(
         before_scores = rows[-1]["scores"] if rows else None
     else:
         before_scores = before.to_dict()
-    write_card(folder, to_tree(recipe), report, before_scores)
+    write_card(folder, to_tree(recipe), report, before_scores, n_train=n_train)
     say(f"the tuned model: {model or adapter}")
     return model, adapter, report
 

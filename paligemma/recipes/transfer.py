@@ -154,7 +154,9 @@ def run(
     last_loss = None if result.last is None else result.last.loss
     if not result.finished or not ranks.is_first:
         return TransferResult(folder, None, None, None, before, result.finished, last_loss)
-    model, adapter, report = finish(options, begun.pg, held_out, folder, before, progress=progress, say=say)
+    model, adapter, report = finish(
+        options, begun.pg, held_out, folder, before, n_train=len(train), progress=progress, say=say
+    )
     return TransferResult(folder, model, adapter, report, before, True, last_loss)
 
 

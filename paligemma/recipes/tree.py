@@ -59,19 +59,23 @@ def from_tree(recipe: T, tree: Mapping[str, Any]) -> T:
 
 
 def parse_value(text: str) -> Any:
-    """Text as YAML reads it, but "1e-5" is a number and "none" is None."""
-    if text.strip().lower() in ("none", "null", "~"):
-        return None
+    """Text as YAML reads it, but "1e-5" is a number and "none" is None, in lists as well."""
     try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)
+        return float(text) if "e" in text.lower() else _nones(yaml.safe_load(text))
     except ValueError:
         pass
     except yaml.YAMLError:
         return text
     try:
-        return yaml.safe_load(text)
+        return _nones(yaml.safe_load(text))
     except yaml.YAMLError:
         return text
+
+
+def _nones(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_nones(item) for item in value]
+    return None if isinstance(value, str) and value.strip().lower() in ("none", "null", "~") else value
 
 
 def _flat(recipe: Any, tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
