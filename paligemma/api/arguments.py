@@ -61,13 +61,13 @@ def per_prompt_seeds(seeds: Sequence[int] | None, n: int) -> list[int] | None:
     return None if seeds is None else list(seeds)
 
 
-def forbidden_of(forbidden: Any, n: int, chunk: range) -> Any:
-    """What is forbidden to the prompts of one chunk: their rows of bool[n, V], or what holds for all."""
+def forbidden_of(forbidden: Any, n: int, some: Sequence[int]) -> Any:
+    """What is forbidden to some of n prompts: their rows of bool[n, V], or what holds for all."""
     if getattr(forbidden, "ndim", 1) != 2:
         return forbidden
     if len(forbidden) != n:
         raise OptionError(f"forbidden has {len(forbidden)} masks for {n} prompts: expected one for each, or bool[V].")
-    return forbidden[chunk.start : chunk.stop]
+    return forbidden[list(some)]
 
 
 def chunks(n: int, size: int) -> Iterator[range]:

@@ -25,10 +25,12 @@ class EncodedImage:
     Attributes:
         image_embeds: float[n, P, D] on the model's device, in its dtype; out of the projector, not scaled.
         sizes_hw: height and width in pixels of each of the n pictures, EXIF orientation applied.
+        adapter: under which the pictures were seen, if it changes the image tower or the projector; else None.
     """
 
     image_embeds: Tensor
     sizes_hw: tuple[tuple[int, int], ...]
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         if self.image_embeds.ndim != 3 or self.image_embeds.shape[0] != len(self.sizes_hw):
@@ -51,4 +53,5 @@ class EncodedImage:
             raise ShapeError(
                 f"image handles of unlike shapes {sorted(shapes)}: expected handles of one and the same model."
             )
-        return cls(torch.cat([part.image_embeds for part in parts]), sum((part.sizes_hw for part in parts), ()))
+        sizes_hw: tuple[tuple[int, int], ...] = sum((part.sizes_hw for part in parts), ())
+        return cls(torch.cat([part.image_embeds for part in parts]), sizes_hw, parts[0].adapter)

@@ -5,6 +5,8 @@ and dtype on its own: the peak is the weights as they will be, plus one tensor.
 """
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,16 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from paligemma.api.adapters import open_adapter
 from paligemma.api.model import PaliGemma
-from paligemma.checkpoints import merge, open_checkpoint, read_adapter, resolve
+from paligemma.checkpoints import merge, open_checkpoint, resolve
 from paligemma.checkpoints.identify import MASK_DECODERS, split_subkey
 from paligemma.checkpoints.state import State
 from paligemma.config import PaliGemmaConfig, ProcessingConfig
 from paligemma.errors import CheckpointError, OptionError, TokenizerError, nearest
+from paligemma.models.lora import DECODER, check_name
 from paligemma.models.mask_vae import MaskVae
+from paligemma.models.nf4 import bitsandbytes, pack_linear
 from paligemma.models.paligemma import PaliGemmaModel
 from paligemma.processing.image import MAX_PIXELS
 from paligemma.processing.processor import Processor
@@ -27,6 +32,7 @@ from paligemma.processing.tokenizer import Tokenizer
 
 EMBEDDED = ("tiny",)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+QUANTIZE = {"nf4": DECODER}  # kind -> whose weights: attention and MLP of the decoder
 TOKENIZERS = ("tokenizer.model", "tokenizer.json", "paligemma_tokenizer.model", "gemma_tokenizer.model")
 
 # Every choice on which the references disagree, by the part of the configuration that holds it.
@@ -45,6 +51,7 @@ def load(
     tokenizer: str | Path | None = None,
     mask_vae: str | Path | None = None,
     adapter: str | Path | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
     check: bool = False,
     strict: bool = True,
     max_pixels: int | None = MAX_PIXELS,
@@ -58,13 +65,15 @@ def load(
             "paligemma2-3b-mix-224", a local folder, or an `.npz` file.
         device: "auto" (the first CUDA device, else the CPU), "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto" (bfloat16 on CUDA, float32 elsewhere), "float32", "bfloat16", "float16".
-        quantize: None; quantised weights are not in this version.
+        quantize: "nf4" packs attention and MLP of the decoder into 4 bits a value while they are read (bitsandbytes,
+            the extra `qlora`); adapters can be trained and loaded over them. None leaves every weight in `dtype`.
         revision: branch, tag or commit of a hub repository.
         tokenizer: `tokenizer.model` or `tokenizer.json`, when it is not beside the weights.
         mask_vae: mask decoder `.npz`, when it is not beside the weights; only `segment` needs one.
         adapter: LoRA folder as PEFT writes it, merged into the weights while they are read.
+        adapters: name -> LoRA folder, loaded beside the weights; every call chooses one by `adapter=name`.
         check: refuse weights that hold NaN or Inf.
-        strict: refuse tensors that no part of the model uses; False drops them with a warning.
+        strict: refuse tensors that no part of the model uses, and adapters of other published weights; False warns.
         max_pixels: largest picture that the model will open, against decompression bombs; None for any.
         progress: draw a bar on stderr when it takes more than two seconds.
         choices: fields on which the references disagree, by name, instead of what the checkpoint's own files say:
@@ -73,15 +82,19 @@ def load(
             (`PaliGemmaConfig`).
 
     Raises:
-        OptionError: a name, device, dtype or choice that does not exist.
+        OptionError: a name, device, dtype, kind of quantisation or choice that does not exist.
+        MissingExtra: quantize="nf4" without bitsandbytes.
         CheckpointError: weights that cannot be read or trusted; HubError for a repository that cannot be reached.
         TokenizerError: no tokenizer, or one of another vocabulary.
     """
-    if quantize is not None:
+    if quantize is not None and quantize not in QUANTIZE:
         raise OptionError(
-            f"quantize={quantize!r}: expected None, this version has no quantised weights. dtype='bfloat16' halves the "
-            "memory that float32 takes."
+            f"quantize={quantize!r}: expected None or {', '.join(QUANTIZE)}.{nearest(str(quantize), QUANTIZE)}"
         )
+    if quantize is not None:
+        bitsandbytes(f"quantize='{quantize}'")  # missing: said now, not after gigabytes were fetched
+    for named in adapters or {}:
+        check_name(named)
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
     path = find(name, revision)
@@ -93,11 +106,17 @@ def load(
         masks = find_mask_vae(path, mask_vae)
         state: State = checkpoint
         if adapter is not None:
-            state = merge(checkpoint, read_adapter(adapter, config, strict=strict))
-        model = fill(PaliGemmaModel(config, device="meta", dtype=kind), state, where, check=check, progress=progress)
-    return PaliGemma(
+            state = merge(checkpoint, open_adapter(adapter, config, strict=strict))
+        beside = {named: open_adapter(folder, config, strict=strict) for named, folder in (adapters or {}).items()}
+        model = PaliGemmaModel(config, device="meta", dtype=kind)
+        packed = QUANTIZE[quantize] if quantize is not None else None
+        fill(model, state, where, check=check, progress=progress, packed=packed)
+    pg = PaliGemma(
         model.eval(), Processor(config, words, max_pixels=max_pixels), None if masks is None else masks.to(where)
     )
+    for named, read in beside.items():
+        pg.add_adapter(named, read)
+    return pg
 
 
 def with_choices(config: PaliGemmaConfig, **choices: Any) -> PaliGemmaConfig:
@@ -172,9 +191,18 @@ def find(name: str | Path, revision: str | None = None) -> Path:
 
 
 def fill(
-    model: PaliGemmaModel, state: State, device: torch.device, *, check: bool = False, progress: bool = False
+    model: PaliGemmaModel,
+    state: State,
+    device: torch.device,
+    *,
+    check: bool = False,
+    progress: bool = False,
+    packed: str | None = None,
 ) -> PaliGemmaModel:
     """Put tensors into a model on the meta device, one after the other; none is read before the last is in place.
+
+    Args:
+        packed: pattern of the linear layers whose weights become NF4 as they arrive.
 
     Raises:
         CheckpointError: with `check`, a tensor that holds NaN or Inf.
@@ -185,7 +213,10 @@ def fill(
     ) as bar:
         for name, tensor in state.stream(dtype, check=check, progress=bar.update):
             module, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(module), leaf, nn.Parameter(tensor.to(device)))
+            if packed is not None and leaf == "weight" and re.fullmatch(packed, module):
+                pack_linear(model, module, tensor.to(device))
+            else:
+                setattr(model.get_submodule(module), leaf, nn.Parameter(tensor.to(device)))
     unfilled = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     assert not unfilled, f"the checkpoint reader left {unfilled[:3]} unfilled"
     return model

@@ -101,7 +101,9 @@ class LoraLinear(nn.Module):
     def __init__(self, base: nn.Linear | Nf4Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight = base.weight  # taken over, not copied
+        weight = base.weight  # taken over, not copied
+        assert isinstance(weight, nn.Parameter | Nf4Weight)
+        self.weight = weight
         self.register_parameter("bias", base.bias)
         self.adapters = nn.ModuleDict()
         self.active: str = _BASE_ONLY
@@ -122,7 +124,8 @@ class LoraLinear(nn.Module):
         plain = base if self.bias is None else base - self.bias
         if adapter.dropout and self.training:  # what dropout took from A's input it takes from W's as well
             plain = product(x.to(input.dtype), self.weight)
-        return base + (ratio - 1) * plain + ratio * update.to(base.dtype)
+        out: Tensor = base + (ratio - 1) * plain + ratio * update.to(base.dtype)
+        return out
 
     def bare(self) -> nn.Linear | Nf4Linear:
         """The layer without adapters, holding the same weight."""

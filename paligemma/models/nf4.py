@@ -73,7 +73,8 @@ class Nf4Weight(nn.Module):
         flat = weight_OD.detach().reshape(-1)
         # Blocks do not know each other, so parts of whole blocks give the very bytes of the whole.
         parts = [
-            pack.quantize_4bit(part.contiguous(), blocksize=BLOCK, quant_type="nf4") for part in flat.split(PART_VALUES)
+            pack.quantize_4bit(part.contiguous(), blocksize=BLOCK, quant_type="nf4")
+            for part in torch.split(flat, PART_VALUES)
         ]
         scales = torch.cat([state.absmax for _, state in parts])
         mean = scales.mean()
@@ -122,7 +123,7 @@ class Nf4Weight(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Nf4Weight":
         exact = {name: held for name, held in self._buffers.items() if held is not None and held.is_floating_point()}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, held in exact.items():
             moved = self._buffers[name]
             if moved is not None and moved.dtype != held.dtype:  # model.half(): scales are float32 to the kernels
