@@ -73,8 +73,9 @@ class RawPrompts:
             OptionError: the name is taken, or cannot be one.
             CheckpointError: it is the adapter of another model, or changes more than linear layers.
         """
-        is_read = isinstance(folder, Adapter)
-        self._adapters.add(name, folder if is_read else open_adapter(folder, self.config, strict=strict))
+        if not isinstance(folder, Adapter):
+            folder = open_adapter(folder, self.config, strict=strict)
+        self._adapters.add(name, folder)
 
     def remove_adapter(self, name: str) -> None:
         """Take an adapter off and give its memory back; not while a request with it is being answered.

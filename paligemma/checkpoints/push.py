@@ -127,7 +127,9 @@ def push(
     api = HfApi(token=token)
     head = _Head.find(api, repo, revision, private=private, create=create)
     removed = sorted(name for name in head.names if _STALE.fullmatch(name) and name not in parcel.files)
-    operations = [CommitOperationDelete(path_in_repo=name) for name in removed]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationDelete(path_in_repo=name) for name in removed
+    ]
     operations += [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=file if isinstance(file, bytes) else str(file))
         for name, file in parcel.files.items()
@@ -262,7 +264,8 @@ def _metadata(front: str, card: Path) -> dict[str, Any]:
 
 
 def _require_name(repo: str) -> None:
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     wish = "expected owner/name, letters, digits, '-', '_' and '.', at most 96 of them. For example me/digits."
     try:

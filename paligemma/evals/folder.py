@@ -44,7 +44,8 @@ class Model(Protocol):
 
     def encode_image(self, image: Any) -> Any: ...
 
-    def generate(self, images: Any, prompts: Any, **options: Any) -> list[Generation]: ...
+    @property
+    def generate(self) -> Callable[..., list[Generation]]: ...
 
 
 class Rows(Protocol):

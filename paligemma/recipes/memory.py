@@ -16,7 +16,7 @@ from paligemma.train.plan import Setup, advice, choose_method
 if TYPE_CHECKING:
     from paligemma.recipes.transfer import TransferRecipe
 
-_BYTES = {"float32": 4.0, "bfloat16": 2.0}
+_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def setup_of(

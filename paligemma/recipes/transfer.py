@@ -189,7 +189,8 @@ def _teach(
     before = None
     if ranks.is_first and len(held_out) and state.step == 0:
         before = answers_of(pg, held_out, options, progress)
-        log is not None and log.write(kind="before", step=0, scores=before.to_dict())
+        if log is not None:
+            log.write(kind="before", step=0, scores=before.to_dict())
     result = fit(
         state, loader, options.fit, loss=begun.loss, hooks=hooks, snapshots=snapshots, score=score, ranks=ranks,
         failure_folder=folder,

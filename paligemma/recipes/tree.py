@@ -140,11 +140,12 @@ def _fit(value: Any, kind: Any) -> tuple[Any, bool]:
         pairs = [_fit(item, each) for item, each in zip(value, kinds, strict=True)]
         return tuple(made for made, _ in pairs), all(fits for _, fits in pairs)
     if dataclasses.is_dataclass(kind):
-        if isinstance(value, kind):
+        if isinstance(value, typing.cast(type, kind)):
             return value, True
         if not isinstance(value, Mapping):
             return value, False
-        return kind(**{key: from_tree_field(kind, key, item) for key, item in value.items()}), True
+        make = typing.cast(type, kind)
+        return make(**{key: from_tree_field(kind, key, item) for key, item in value.items()}), True
     if kind is float:
         return (
             (float(value), True) if isinstance(value, int | float) and not isinstance(value, bool) else (value, False)

@@ -18,7 +18,6 @@ from paligemma.train.progress import Progress
 from paligemma.train.ranks import Ranks
 from paligemma.train.state import TrainState
 
-
 __all__ = ["JsonLog", "Progress", "Validate", "read_log"]
 
 

@@ -1,6 +1,6 @@
 """How a run is doing, on the screen: one line that is redrawn on a terminal, a line now and then anywhere else.
 
-    1200/3500  12:40 left  loss 0.412  12.3k tok/s  34.1 img/s  MFU 41%  61.0 GiB  ██████████▍
+1200/3500  12:40 left  loss 0.412  12.3k tok/s  34.1 img/s  MFU 41%  61.0 GiB  ██████████▍
 """
 
 import os
