@@ -30,22 +30,8 @@ ADAPTER_LR = 2e-4  # where the recipe leaves lr to the method
 FULL_LR = 1e-5
 ADAPTERS = ("lora", "dora", "qlora")
 # Fields that change no number of a run: they may differ between its parts.
-_FREE = frozenset(
-    [
-        "out",
-        "device",
-        "eval_every",
-        "eval_rows",
-        "merge",
-        "data",
-        "model",
-        "loader.workers",
-        "fit.save_every",
-        "fit.save_minutes",
-        "fit.keep",
-        "fit.max_loss",
-    ]
-)
+_FREE = {"out", "device", "eval_every", "eval_rows", "merge", "data", "model", "loader.workers"}
+_FREE |= {"fit.save_every", "fit.save_minutes", "fit.keep", "fit.max_loss"}
 
 
 @dataclass(frozen=True)
