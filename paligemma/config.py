@@ -32,7 +32,7 @@ def _one_of(owner: str, name: str, value: str, allowed: Any) -> None:
 def _positive(owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
-        if not isinstance(value, int) or value <= 0:
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
             raise ConfigError(f"{type(owner).__name__}.{name}={value!r}: expected a positive whole number.")
 
 

@@ -65,9 +65,12 @@ def loader_of(path: Path, **options: Any) -> Loader:
 def state_of(options: FitOptions, *, seed: int = 0, identity: dict[str, Any] | None = None, **optim: Any) -> TrainState:
     model = PaliGemmaModel(SMALL)
     init_weights(model, torch.Generator().manual_seed(seed), zero_projector=False)
-    chosen = {"lr": 1e-2, "schedule": Schedule(warmup=Duration(steps=2)), **optim}
-    optimizer = Optimizer(model.named_parameters(), OptimOptions(**chosen), total_steps=options.steps)
+    optimizer = Optimizer(model.named_parameters(), optim_options(**optim), total_steps=options.steps)
     return TrainState(model, optimizer, identity=identity or {})
+
+
+def optim_options(**changes: Any) -> OptimOptions:
+    return OptimOptions(**{"lr": 1e-2, "schedule": Schedule(warmup=Duration(steps=2)), **changes})
 
 
 def weights_of(state: TrainState) -> dict[str, torch.Tensor]:

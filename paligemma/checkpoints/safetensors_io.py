@@ -27,8 +27,8 @@ _OTHERS: dict[str, torch.dtype] = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
     "I32": torch.int32, "U32": torch.uint32, "I64": torch.int64, "U64": torch.uint64,
 }  # fmt: skip
-_DTYPES = _FLOATS | _OTHERS
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+TYPES = _FLOATS | _OTHERS
+_CODES = {dtype: code for code, dtype in TYPES.items()}
 
 
 def read_header(path: Path) -> tuple[dict[str, tuple[Spec, int]], dict[str, str], int]:
@@ -86,9 +86,9 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[Spec, int, int]:
         code = entry["dtype"]
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path}: the header entry of {name} is malformed. Download it again.") from None
-    if code not in _DTYPES:
-        raise CheckpointError(f"{path}: {name} has dtype {code}: expected one of {', '.join(_DTYPES)}.")
-    spec = Spec(shape, _DTYPES[code])
+    if code not in TYPES:
+        raise CheckpointError(f"{path}: {name} has dtype {code}: expected one of {', '.join(TYPES)}.")
+    spec = Spec(shape, TYPES[code])
     if min(shape, default=0) < 0 or start < 0 or stop - start != spec.n_bytes:
         raise CheckpointError(
             f"{path}: {name} {list(shape)} {code} needs {spec.n_bytes:,} bytes, but its header gives it "

@@ -14,6 +14,7 @@ import torch
 from paligemma.data.loader import Loader
 from paligemma.train.loop import FitOptions, Loss, StepReport, precision
 from paligemma.train.loss import target_counts
+from paligemma.train.parallel import even_parts, is_sharded, settle
 from paligemma.train.progress import Progress
 from paligemma.train.ranks import Ranks
 from paligemma.train.state import TrainState
@@ -108,10 +109,12 @@ class Validate:
         total = count = 0.0
         device = state.model.projector.weight.device
         for data in self.loader.once():
-            for part in data.parts:
+            parts = even_parts(data.parts, state.model.config, self.ranks) if is_sharded(state.model) else data.parts
+            for part in parts:
                 with precision(device, self.options):
                     total += self.loss(state.model, part.to(device)).total.item()
-                count += target_counts(part, self.options.normalization)
+            count += sum(target_counts(part, self.options.normalization) for part in data.parts)
+        settle(state.model)
         total, count = self.ranks.sums([total, count], device)
         self.values = {"loss": total / max(count, 1.0)}
         for measure in self.also:

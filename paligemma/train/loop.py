@@ -25,6 +25,7 @@ from paligemma.errors import OptionError, TrainingError
 from paligemma.models.paligemma import PaliGemmaModel
 from paligemma.processing.batch import ROW_FIELDS, Batch
 from paligemma.train.loss import LossSums, Normalization, cross_entropy, loss_sums, target_counts
+from paligemma.train.parallel import even_parts, is_sharded
 from paligemma.train.ranks import Ranks
 from paligemma.train.snapshots import Snapshots
 from paligemma.train.state import TrainState
@@ -154,14 +155,13 @@ def fit(
                 hook.after_step(state, report)
             stop = ranks.any(asked_to_stop.is_set())
             if snapshots is not None and (stop or _is_due(state.step, options, saved, ranks)):
-                if ranks.is_first:
-                    snapshots.save(state.step, state.tensors(), state.values(), score=score(state) if score else None)
+                snapshots.save(state.step, state.tensors(), state.values(), score=score(state) if score else None)
                 saved = time.monotonic()
             if stop:
                 break
             arrived = time.monotonic()
     finished = state.step >= options.steps
-    if snapshots is not None and ranks.is_first:
+    if snapshots is not None:
         snapshots.save(
             state.step, state.tensors(), state.values(), score=score(state) if score else None, wait=True
         )  # fmt: skip
@@ -190,7 +190,8 @@ def train_step(
     counts += [float(n) for n in _sizes(data)]
     count, *sizes = ranks.sums(counts, device)
     total = 0.0
-    for part in data.parts:
+    parts = even_parts(data.parts, state.model.config, ranks) if is_sharded(state.model) else data.parts
+    for part in parts:
         with precision(device, options):
             sums = loss(state.model, part.to(device, non_blocking=True))
         (sums.total / max(count, 1.0)).backward()  # type: ignore[no-untyped-call]

@@ -3,14 +3,21 @@
 One process is the case of one rank: nothing is sent, and the arithmetic is the same.
 """
 
+import atexit
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor
 
+WAIT = timedelta(hours=2)  # for the others; a lost worker is told by torchrun, long before
 BUCKET_VALUES = 1 << 24  # gradients summed in one message: 64 MB of float32
 
 
@@ -27,9 +34,22 @@ class Ranks:
         """Join the group that `torchrun` started, or stand alone where it did not."""
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             return cls()
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        kind = torch.device(device).type if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        if kind == "cuda":
+            torch.cuda.set_device(local_rank)
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo")
-        return cls(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+            # A restart by torchrun finds the addresses of the dead in the same store: every life has keys of its own.
+            store, rank, world_size = next(rendezvous("env://", timeout=WAIT))
+            life = PrefixStore(f"life {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            # Numbers on the CPU, such as flags, travel by gloo beside the gradients of a GPU. The first rank scores the
+            # model while the others wait.
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
+                store=life, rank=rank, world_size=world_size, timeout=WAIT,
+            )  # fmt: skip
+            atexit.register(_leave)
+        return cls(dist.get_rank(), dist.get_world_size(), local_rank)
 
     @property
     def is_first(self) -> bool:
@@ -48,6 +68,22 @@ class Ranks:
         """Whether the flag is up on any rank."""
         return self.sums([float(flag)], device)[0] > 0
 
+    def all(self, value: Any) -> list[Any]:
+        """The value of every rank, by rank; anything that pickles."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_first(self, value: Any) -> Any:
+        """What the first rank has, on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
     def wait(self) -> None:
         """Return when every rank has come here."""
         if self.world_size > 1:
@@ -56,12 +92,15 @@ class Ranks:
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum gradients over the ranks (plain data parallelism), some megabytes in one message.
 
-        A parameter that no example of this rank touched takes part with zeros: all ranks must send the same.
+        A parameter that no example of this rank touched takes part with zeros: all ranks must send the same. Gradients
+        of sharded weights are left alone: they were summed on the way back.
         """
         if self.world_size == 1:
             return
         bucket: list[Tensor] = []
         for parameter in parameters:
+            if isinstance(parameter, DTensor):
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             bucket.append(parameter.grad)
@@ -70,6 +109,11 @@ class Ranks:
                 bucket = []
         if bucket:
             _add(bucket)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _add(grads: list[Tensor]) -> None:

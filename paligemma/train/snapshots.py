@@ -1,6 +1,7 @@
 """Snapshots of a run: written whole or not at all, checked when read, the last few and the best kept.
 
     checkpoints/step-000120/   model.safetensors   optimizer.safetensors   values.json   manifest.json
+                               shards/ in their place, where many ranks write together (shards.py)
 
 A snapshot is written into a folder of another name, synced, and renamed when the last byte is on the disk; its manifest
 holds size and SHA-256 of every file. So a run that is killed, or a disk that is full, costs the snapshot being written
@@ -10,7 +11,6 @@ Writing happens in a thread, from copies: training goes on meanwhile.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -23,42 +23,83 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from paligemma.checkpoints.safetensors_io import TYPES
 from paligemma.checkpoints.staging import sync_folder
 from paligemma.errors import TrainingError
+from paligemma.train import shards
+from paligemma.train.parallel import put
+from paligemma.train.ranks import Ranks
+from paligemma.train.shards import Specs, Tensors, sha256
 
-Tensors = Mapping[str, Mapping[str, Tensor]]  # file stem -> names -> tensors
+SHARDS = "shards"
 _NAME = re.compile(r"step-(\d{6,})")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One sound snapshot.
+    """One sound snapshot; its tensors are read when they are asked for.
 
     Attributes:
-        tensors: file stem ("model", "optimizer") -> names -> tensors, on the CPU.
-        values: everything else, JSON types.
+        values: everything but tensors, JSON types.
     """
 
     step: int
     path: Path
-    tensors: dict[str, dict[str, Tensor]]
     values: dict[str, Any]
+
+    @property
+    def is_sharded(self) -> bool:
+        return (self.path / SHARDS).is_dir()
+
+    def specs(self) -> Specs:
+        """Stem ("model", "optimizer") -> names -> shape and dtype."""
+        if self.is_sharded:
+            return shards.specs(self.path / SHARDS)
+        found: Specs = {}
+        for file in sorted(self.path.glob("*.safetensors")):
+            with safe_open(file, "pt") as opened:
+                parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+                found[file.stem] = {n: (tuple(p.get_shape()), TYPES[p.get_dtype()]) for n, p in parts.items()}
+        return found
+
+    def read_into(self, targets: Tensors) -> None:
+        """Fill tensors, whole or shared out over any number of ranks."""
+        if self.is_sharded:
+            shards.read_into(self.path / SHARDS, targets)
+            return
+        for stem, named in targets.items():
+            if not named:
+                continue
+            with safe_open(self.path / f"{stem}.safetensors", "pt") as opened:
+                for name, target in named.items():
+                    put(target, opened.get_tensor(name))
+
+    def whole(self, stem: str) -> Mapping[str, Tensor]:
+        """The tensors of a stem on the CPU."""
+        if self.is_sharded:
+            return shards.Whole(self.path / SHARDS, stem)
+        with safe_open(self.path / f"{stem}.safetensors", "pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
 
 
 class Snapshots:
     """The snapshots of one run.
 
     Args:
-        folder: holds one folder per snapshot; made when the first is written.
+        folder: holds one folder per snapshot, on a disk that all ranks see; made when the first is written.
         keep: how many of the newest stay, at least 1; the best one by `score` stays besides.
+        ranks: of the run. All of them call `save`, `finish` and `latest`.
+        sharded: whether each rank holds a piece of the tensors and writes it, or the first all of them.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+    def __init__(self, folder: Path, *, keep: int = 2, ranks: Ranks | None = None, sharded: bool = False) -> None:
         self.folder, self.keep = folder, max(1, keep)
+        self.ranks = ranks or Ranks()
+        self._shards = shards.ShardWriter(self.ranks) if sharded else None
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
 
@@ -85,9 +126,16 @@ class Snapshots:
             TrainingError: with `wait`, the disk is full or cannot be written.
         """
         self.finish()
-        copies = {stem: {name: _copy(t) for name, t in named.items()} for stem, named in tensors.items()}
         content = {**values, "step": step, "score": score}
-        self._writer = threading.Thread(target=self._write, args=(step, copies, content), name=f"snapshot {step}")
+        if self._shards is not None:
+            # Where another rank dies, its writer waits for ever: it must not keep this process.
+            pieces = self._shards.copied(tensors)
+            self._writer = threading.Thread(target=self._write_shards, args=(step, pieces, content), daemon=True)
+        elif self.ranks.is_first:
+            copies = {stem: {name: _copy(t) for name, t in named.items()} for stem, named in tensors.items()}
+            self._writer = threading.Thread(target=self._write, args=(step, copies, content))
+        else:
+            return
         self._writer.start()
         if wait:
             self.finish(strict=True)
@@ -111,20 +159,40 @@ class Snapshots:
             part.mkdir(parents=True)
             for stem, named in tensors.items():
                 save_file(named, part / f"{stem}.safetensors")
-            (part / "values.json").write_text(json.dumps(values, indent=1) + "\n")
             files = sorted(part.iterdir())
-            manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
-            (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-            for path in (*files, part / "manifest.json"):
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
-            sync_folder(part)
-            self._put_in_place(part, self.path(step))
-            self._prune()
+            self._complete(part, step, values, {path.name: _told(path) for path in files})
         except BaseException as error:  # told by `finish`, in the thread that trains
             self._failure = error
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+    def _write_shards(self, step: int, pieces: dict[str, Tensor], values: dict[str, Any]) -> None:
+        assert self._shards is not None
+        part = self.folder / f".step-{step:06d}.partial"
+        try:
+            self._shards.agree(shutil.rmtree if self.ranks.is_first else _nothing, part, True)
+            sums = self._shards.write(part / SHARDS, pieces)
+            manifest = {f"{SHARDS}/{name}": told for name, told in sums.items()}
+            self._shards.agree(self._complete if self.ranks.is_first else _nothing, part, step, values, manifest)
+        except BaseException as error:  # told by `finish`, in the thread that trains
+            self._failure = error
+        finally:
+            if self.ranks.is_first:
+                shutil.rmtree(part, ignore_errors=True)
+
+    def _complete(self, part: Path, step: int, values: dict[str, Any], manifest: dict[str, Any]) -> None:
+        """The tensors lie in `part`: add the rest, and put it in its place once it is all on the disk."""
+        values_file = part / "values.json"
+        values_file.write_text(json.dumps(values, indent=1) + "\n")
+        manifest = {**manifest, values_file.name: _told(values_file)}
+        (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        for name in (*manifest, "manifest.json"):
+            with (part / name).open("rb+") as file:
+                os.fsync(file.fileno())
+        for folder in {part, *((part / name).parent for name in manifest)}:
+            sync_folder(folder)
+        self._put_in_place(part, self.path(step))
+        self._prune()
 
     def _put_in_place(self, part: Path, final: Path) -> None:
         # A run that went back to an older snapshot meets the folder of the same step again.
@@ -159,14 +227,18 @@ class Snapshots:
         What an interrupted writer left behind is removed.
         """
         self.finish()
+        step = self.ranks.from_first(self._newest() if self.ranks.is_first else None)
+        return None if step is None else self._opened(step)
+
+    def _newest(self) -> int | None:
         if self.folder.is_dir():
             for path in self.folder.glob(".step-*"):
                 shutil.rmtree(path, ignore_errors=True)
         for step in reversed(self.steps()):
             try:
-                return self.read(step)
+                return self.read(step).step
             except TrainingError as error:
-                warnings.warn(f"{error} Going back to an older snapshot.", stacklevel=2)
+                warnings.warn(f"{error} Going back to an older snapshot.", stacklevel=3)
         return None
 
     def read(self, step: int) -> Snapshot:
@@ -180,20 +252,24 @@ class Snapshots:
             manifest = json.loads((path / "manifest.json").read_text())
             for name, told in manifest.items():
                 file = path / name
-                if file.stat().st_size != told["bytes"] or _sha256(file) != told["sha256"]:
+                if file.stat().st_size != told["bytes"] or sha256(file) != told["sha256"]:
                     raise TrainingError(f"{file}: not what was written: expected sha256 {told['sha256'][:12]}….")
-            stems = [name.removesuffix(".safetensors") for name in manifest if name.endswith(".safetensors")]
-            tensors = {stem: load_file(path / f"{stem}.safetensors") for stem in stems}
-            values = json.loads((path / "values.json").read_text())
+            return self._opened(step)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise TrainingError(f"{path}: torn ({error}): expected every file of its manifest.") from None
-        return Snapshot(step, path, tensors, values)
+
+    def _opened(self, step: int) -> Snapshot:
+        path = self.path(step)
+        return Snapshot(step, path, json.loads((path / "values.json").read_text()))
 
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _told(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def _nothing(*_arguments: Any) -> None:
+    """What the other ranks do while the first does something."""

@@ -61,23 +61,28 @@ class TrainState:
                 f"{snapshot.path}: a snapshot of another run: {key} was {told.get(key)!r}, is now "
                 f"{self.identity.get(key)!r}. Resume with the same recipe, or start in another folder."
             )
-        trained, saved = self.trained(), snapshot.tensors.get("model", {})
+        specs, trained = snapshot.specs(), self.trained()
+        saved = specs.get("model", {})
         if set(trained) != set(saved):
             name = sorted(set(trained) ^ set(saved))[0]
             where = "is trained here and not there" if name in trained else "was trained there and is not here"
             raise TrainingError(f"{snapshot.path}: a snapshot of another run: {name} {where}.")
         for name, parameter in trained.items():
-            if parameter.shape != saved[name].shape:
+            if tuple(parameter.shape) != saved[name][0]:
                 raise TrainingError(
-                    f"{snapshot.path}: {name} has shape {list(saved[name].shape)}, the model {list(parameter.shape)}: "
+                    f"{snapshot.path}: {name} has shape {list(saved[name][0])}, the model {list(parameter.shape)}: "
                     "a snapshot of another architecture."
                 )
-            parameter.copy_(saved[name])
-        for name, value in snapshot.tensors.get("optimizer", {}).items():
+        moments: dict[str, Tensor] = {}
+        for name, (shape, dtype) in specs.get("optimizer", {}).items():
             owner, _, key = name.rpartition("/")
             parameter = trained[owner]
-            # Adam counts its steps on the CPU.
-            place = torch.device("cpu") if value.ndim == 0 else parameter.device
-            self.optimizer.torch.state[parameter][key] = value.to(place, copy=True)
+            if shape == tuple(parameter.shape):
+                moment = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+            else:
+                # Adam counts its steps on the CPU.
+                moment = torch.zeros(shape, dtype=dtype, device=parameter.device if shape else "cpu")
+            moments[name] = self.optimizer.torch.state[parameter][key] = moment
+        snapshot.read_into({"model": trained, "optimizer": moments})
         self.step = snapshot.step
         self.metrics = dict(snapshot.values.get("metrics", {}))

@@ -290,7 +290,11 @@ def test_ctrl_c_ends_with_one_line_and_status_130(model: Path):
     # Far more answers than a pipe holds: it cannot be done before it is interrupted.
     words = ["generate", *["a.png"] * 5000, "--prompt", "a", "--batch-size", "1", "--json", "--model", str(model)]
     root = str(Path(__file__).parents[2])
-    code = f"import sys; sys.path.insert(0, {root!r}); from paligemma.cli.main import main; sys.exit(main({words!r}))"
+    # A shell that put the tests into the background has them ignore Ctrl-C, which children inherit.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"sys.path.insert(0, {root!r}); from paligemma.cli.main import main; sys.exit(main({words!r}))"
+    )
     program = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert program.stdout is not None
     assert program.stdout.readline()  # at work

@@ -28,8 +28,8 @@ def test_what_was_saved_comes_back_and_later_changes_do_not(tmp_path):
     kept["model"]["w"].fill_(9.0)  # training goes on while the thread writes
     found = snapshots.latest()
     assert found.step == 4
-    assert torch.equal(found.tensors["model"]["w"], torch.ones(3, 2))
-    assert found.tensors["optimizer"]["w/step"].item() == 1.0
+    assert torch.equal(found.whole("model")["w"], torch.ones(3, 2))
+    assert found.whole("optimizer")["w/step"].item() == 1.0
     assert found.values["metrics"] == {"loss": 0.5}
 
 
@@ -78,7 +78,7 @@ def test_a_step_saved_again_takes_the_place_of_the_first(tmp_path):
     snapshots = Snapshots(tmp_path)
     for value in (1.0, 2.0):
         snapshots.save(7, tensors(value), {}, wait=True)
-    assert snapshots.latest().tensors["model"]["w"][0, 0] == 2.0
+    assert snapshots.latest().whole("model")["w"][0, 0] == 2.0
     assert [path.name for path in tmp_path.iterdir()] == ["step-000007"]
 
 
@@ -106,7 +106,7 @@ def test_a_writer_that_is_killed_leaves_the_snapshot_it_last_told_of_or_a_newer_
     writer.wait()
     found = Snapshots(tmp_path).latest()
     assert found.step >= told
-    assert (found.tensors["model"]["w"] == found.step).all()
+    assert (found.whole("model")["w"] == found.step).all()
     assert all(not path.name.startswith(".step") for path in tmp_path.iterdir())
 
 
