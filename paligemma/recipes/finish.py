@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from paligemma.api import PaliGemma, load
-from paligemma.api.loading import find
+from paligemma.api.loading import find, pick_device
 from paligemma.checkpoints import merge, open_checkpoint, read_adapter, write
 from paligemma.checkpoints.convert import padded_rows
 from paligemma.checkpoints.lora_write import write_adapter
@@ -48,6 +48,9 @@ def finish(
     """
     pg.model.eval()
     model, adapter, pg = write_weights(recipe, pg, folder)
+    place = pick_device(recipe.device)
+    if pg.device.type != place.type:  # a run that was shared out is put together on the CPU
+        pg = load(model or recipe.model, device=place, adapter=None if model else adapter)
     report = answers_of(pg, held_out, recipe, progress) if len(held_out) else None
     if report is not None:
         write_scores(report, folder)

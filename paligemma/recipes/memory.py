@@ -1,6 +1,7 @@
 """Which way of training fits into memory, and what to say when none did after all."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,9 @@ import torch
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import TrainingError
 from paligemma.recipes.rows import Lengths
-from paligemma.train.plan import Setup, advice, choose_method
+from paligemma.train.parallel import Strategy
+from paligemma.train.plan import Setup, advice, choose_method, plan
+from paligemma.train.ranks import Ranks
 
 if TYPE_CHECKING:
     from paligemma.recipes.transfer import TransferRecipe
@@ -46,12 +49,33 @@ def setup_of(
 
 
 def method_of(
-    recipe: "TransferRecipe", config: PaliGemmaConfig, device: torch.device, lengths: Lengths
+    recipe: "TransferRecipe", config: PaliGemmaConfig, device: torch.device, lengths: Lengths, ranks: Ranks
 ) -> tuple[str, str]:
-    """The way of training, and why."""
+    """The way of training, and why; the same on every rank."""
     if recipe.method != "auto":
         return recipe.method, "as asked"
-    return choose_method(config, setup_of(recipe, device, lengths), available_bytes(device))
+    setup = setup_of(recipe, device, lengths, devices=ranks.world_size)
+    setup = dataclasses.replace(setup, sharded=recipe.strategy == "fsdp" and ranks.world_size > 1)
+    method, why = ranks.from_first(choose_method(config, setup, share(device, ranks)))
+    return method, why
+
+
+def strategy_of(
+    recipe: "TransferRecipe", method: str, config: PaliGemmaConfig, device: torch.device, lengths: Lengths, ranks: Ranks
+) -> Strategy:
+    """How several processes share a run: with whole models as long as the plan for one fits its device."""
+    if recipe.strategy != "auto" or ranks.world_size == 1 or method == "qlora":
+        return "ddp" if recipe.strategy == "auto" else recipe.strategy
+    known = dataclasses.replace(recipe, method=method)  # type: ignore[arg-type]
+    setup = setup_of(known, device, lengths, devices=ranks.world_size)
+    fits = plan(config, setup).total_bytes <= share(device, ranks)
+    chosen: Strategy = ranks.from_first("ddp" if fits else "fsdp")
+    return chosen
+
+
+def share(device: torch.device, ranks: Ranks) -> float:
+    """Memory that one process may take: all of its GPU, or its part of what the processes of a CPU share."""
+    return available_bytes(device) / (1 if device.type == "cuda" else ranks.world_size)
 
 
 def available_bytes(device: torch.device) -> float:

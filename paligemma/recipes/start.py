@@ -13,6 +13,7 @@ from paligemma.api import PaliGemma, load
 from paligemma.api.loading import find, find_tokenizer, pick_device, with_choices
 from paligemma.checkpoints import open_checkpoint
 from paligemma.config import PaliGemmaConfig
+from paligemma.errors import OptionError
 from paligemma.models.lora import add_lora
 from paligemma.models.paligemma import PaliGemmaModel
 from paligemma.processing.batch import Batch
@@ -21,6 +22,9 @@ from paligemma.recipes.tree import to_tree
 from paligemma.train.loop import Loss, default_loss, prepare
 from paligemma.train.loss import LossSums, TokenLoss, loss_sums
 from paligemma.train.optim import Optimizer
+from paligemma.train.parallel import mesh_of, shard, sharded_model
+from paligemma.train.ranks import Ranks
+from paligemma.train.snapshots import Snapshot
 from paligemma.train.state import TrainState
 
 if TYPE_CHECKING:
@@ -30,7 +34,7 @@ ADAPTER_LR = 2e-4  # where the recipe leaves lr to the method
 FULL_LR = 1e-5
 ADAPTERS = ("lora", "dora", "qlora")
 # Fields that change no number of a run: they may differ between its parts.
-_FREE = {"out", "device", "eval_every", "eval_rows", "merge", "data", "model", "loader.workers"}
+_FREE = {"out", "device", "eval_every", "eval_rows", "merge", "data", "model", "loader.workers", "strategy"}
 _FREE |= {"fit.save_every", "fit.save_minutes", "fit.keep", "fit.max_loss"}
 
 
@@ -94,20 +98,41 @@ def settled(recipe: "TransferRecipe", method: str, n_examples: int, device: torc
     )
 
 
-def start(recipe: "TransferRecipe", base: Base, n_examples: int, token_loss: TokenLoss | None = None) -> Start:
-    """The model loaded, its trained part chosen, the optimiser made; the recipe is a settled one."""
-    method = recipe.method
-    pg = load(
-        recipe.model,
-        device=base.device,
-        dtype=recipe.base_dtype if method in ADAPTERS else "float32",
-        quantize="nf4" if method == "qlora" else None,
+def base_model(recipe: "TransferRecipe", base: Base, device: torch.device) -> PaliGemma:
+    """What a settled recipe starts from, loaded whole."""
+    return load(
+        base.path,
+        device=device,
+        dtype=recipe.base_dtype if recipe.method in ADAPTERS else "float32",
+        quantize="nf4" if recipe.method == "qlora" else None,
         **dict(recipe.choices),
     )
-    model = pg.model
-    if method in ADAPTERS:
-        add_lora(model, recipe.lora, seed=recipe.fit.seed)
+
+
+def start(
+    recipe: "TransferRecipe",
+    base: Base,
+    n_examples: int,
+    token_loss: TokenLoss | None = None,
+    *,
+    ranks: Ranks | None = None,
+    device: torch.device | None = None,
+) -> Start:
+    """The model loaded, its trained part chosen, the optimiser made; the recipe is a settled one.
+
+    Args:
+        ranks: share the weights out over them (FSDP).
+        device: in place of the base's.
+    """
+    method, device = recipe.method, device or base.device
+    if ranks is not None:
+        pg = _shared_out(recipe, base, device, ranks)
     else:
+        pg = base_model(recipe, base, device)
+        if method in ADAPTERS:
+            add_lora(pg.model, recipe.lora, seed=recipe.fit.seed)
+    model = pg.model
+    if method not in ADAPTERS:
         model.requires_grad_(True)
     model.vision.recompute = model.text.recompute = recipe.recompute
     prepare(model, recipe.fit)
@@ -119,6 +144,27 @@ def start(recipe: "TransferRecipe", base: Base, n_examples: int, token_loss: Tok
     told = "cross-entropy" if token_loss is None else getattr(token_loss, "__name__", "one of the user's")
     identity = {"base weights": base.print, "examples": n_examples, "loss": told, **flat}
     return Start(pg, TrainState(model, optimizer, identity=identity), _loss_of(recipe, token_loss))
+
+
+def _shared_out(recipe: "TransferRecipe", base: Base, device: torch.device, ranks: Ranks) -> PaliGemma:
+    mesh = mesh_of(ranks, device)
+    if recipe.method not in ADAPTERS:
+        with open_checkpoint(base.path) as checkpoint:
+            model = sharded_model(base.config, checkpoint, mesh, device)
+        return PaliGemma(model.eval(), base.processor, None)
+    if recipe.method == "qlora":
+        raise OptionError("strategy='fsdp' with 4-bit weights: expected whole ones. Take strategy=ddp, or method=lora.")
+    pg = base_model(recipe, base, torch.device("cpu"))
+    add_lora(pg.model, recipe.lora, seed=recipe.fit.seed)
+    shard(pg.model, mesh)
+    return pg
+
+
+def rebuilt(recipe: "TransferRecipe", base: Base, n_examples: int, snapshot: Snapshot) -> PaliGemma:
+    """The whole model of a run that was shared out, on the CPU, from its snapshot."""
+    begun = start(recipe, base, n_examples, device=torch.device("cpu"))
+    snapshot.read_into({"model": begun.state.trained()})
+    return begun.pg
 
 
 def _loss_of(recipe: "TransferRecipe", token_loss: TokenLoss | None) -> Loss:

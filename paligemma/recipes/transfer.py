@@ -20,14 +20,15 @@ from paligemma.errors import OptionError, TrainingError
 from paligemma.evals.folder import FolderReport
 from paligemma.models.lora import LoraOptions
 from paligemma.recipes.finish import answers_of, finish
-from paligemma.recipes.memory import advising, method_of
+from paligemma.recipes.memory import advising, method_of, strategy_of
 from paligemma.recipes.rows import Rows, Weighted, measure, splits
-from paligemma.recipes.start import Start, open_base, settled, start
+from paligemma.recipes.start import Base, Start, base_model, open_base, rebuilt, settled, start
 from paligemma.recipes.tree import to_tree
 from paligemma.train.hooks import JsonLog, Progress, Validate
 from paligemma.train.loop import FitOptions, FitResult, Hook, Loss, fit
 from paligemma.train.loss import TokenLoss
 from paligemma.train.optim import OptimOptions
+from paligemma.train.parallel import Strategy, require_strategy
 from paligemma.train.ranks import Ranks
 from paligemma.train.snapshots import Snapshots
 
@@ -58,6 +59,8 @@ class TransferRecipe:
         eval_rows: most rows whose answers are scored at the end.
         merge: whether an adapter's result is also written as whole weights.
         recompute: activation checkpointing.
+        strategy: of several processes, which torchrun starts: "ddp" keeps the whole model in each, "fsdp" shares
+            weights, gradients and moments out; "auto" is ddp where the plan fits one device.
         lora, optim, loader, fit: of the parts; `fit.steps` and `optim.lr` are set from the fields above.
     """
 
@@ -77,6 +80,7 @@ class TransferRecipe:
     eval_rows: int = 1000
     merge: bool = True
     recompute: bool = False
+    strategy: Strategy = "auto"
     lora: LoraOptions = field(default_factory=LoraOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
     loader: LoaderOptions = field(default_factory=lambda: LoaderOptions(max_text=129))
@@ -87,6 +91,7 @@ class TransferRecipe:
             raise OptionError(f"epochs={self.epochs}, steps={self.steps}: expected more than nothing to learn from.")
         if not 0 <= self.valid_share < 1:
             raise OptionError(f"valid_share={self.valid_share}: expected at least 0 and less than 1.")
+        require_strategy(self.strategy)
 
 
 @dataclass(frozen=True)
@@ -132,32 +137,48 @@ def run(
     train, held_out, split = splits(recipe.data, recipe.valid_share)
     base = open_base(recipe)
     lengths = measure(train, base.processor, recipe.loader.max_text, skip_broken=recipe.loader.skip_broken)
-    method, why = method_of(recipe, base.config, base.device, lengths)
+    method, why = method_of(recipe, base.config, base.device, lengths, ranks)
+    strategy = strategy_of(recipe, method, base.config, base.device, lengths, ranks)
     if ranks.is_first:
         say(f"{len(train):,} examples to learn, {len(held_out):,} held out ({split}). Method: {method}; {why}.")
+        if ranks.world_size > 1:
+            say(f"{ranks.world_size} processes, {strategy}")
         cut = lengths.told(recipe.loader.max_text)
         cut is not None and say(cut)
-    options = settled(recipe, method, len(train), base.device)
-    begun = start(options, base, len(train), token_loss)
-    snapshots = Snapshots(folder / "checkpoints", keep=options.fit.keep)
+    options = dataclasses.replace(settled(recipe, method, len(train), base.device), strategy=strategy)
+    sharded = strategy == "fsdp" and ranks.world_size > 1
+    snapshots = Snapshots(folder / "checkpoints", keep=options.fit.keep, ranks=ranks, sharded=sharded)
     snapshot = snapshots.latest()
+    if snapshot is not None and resume == "never":
+        raise TrainingError(f"{folder}: holds a run already: expected a new folder. Resume it, or choose another.")
+    before = None
+    if ranks.is_first and len(held_out) and snapshot is None:
+        before = first_scores(options, base, held_out, folder, progress)
+    begun = start(options, base, len(train), token_loss, ranks=ranks if sharded else None)
     if snapshot is not None:
-        if resume == "never":
-            raise TrainingError(f"{folder}: holds a run already: expected a new folder. Resume it, or choose another.")
         begun.state.restore(snapshot)
         if ranks.is_first:
             say(f"going on from step {begun.state.step}")
     with advising(options, base.config, base.device, lengths):
-        before, result = _teach(
-            options, begun, Weighted(train, options.task_weights), held_out, snapshots, ranks, progress
-        )
+        result = _teach(options, begun, Weighted(train, options.task_weights), held_out, snapshots, ranks, progress)
     last_loss = None if result.last is None else result.last.loss
     if not result.finished or not ranks.is_first:
         return TransferResult(folder, None, None, None, before, result.finished, last_loss)
+    pg = begun.pg
+    if sharded:
+        del begun
+        pg = rebuilt(options, base, len(train), snapshots.read(result.step))
     model, adapter, report = finish(
-        options, begun.pg, held_out, folder, before, n_train=len(train), progress=progress, say=say
+        options, pg, held_out, folder, before, n_train=len(train), progress=progress, say=say
     )
     return TransferResult(folder, model, adapter, report, before, True, last_loss)
+
+
+def first_scores(options: TransferRecipe, base: Base, held_out: Rows, folder: Path, progress: bool) -> FolderReport:
+    """Scores of the model that a run starts from, kept in its log."""
+    report = answers_of(base_model(options, base, base.device), held_out, options, progress)
+    JsonLog(folder / "log.jsonl").write(kind="before", step=0, scores=report.to_dict())
+    return report
 
 
 def _teach(
@@ -168,8 +189,8 @@ def _teach(
     snapshots: Snapshots,
     ranks: Ranks,
     progress: bool,
-) -> tuple[FolderReport | None, FitResult]:
-    """The loop with everything beside it; scores of the model before, where this is the beginning."""
+) -> FitResult:
+    """The loop with everything beside it."""
     state, pg, folder = begun.state, begun.pg, Path(options.out)
     loader = Loader(train, pg.processor, options.loader, ranks.rank, ranks.world_size)
     hooks: list[Hook] = []
@@ -186,16 +207,10 @@ def _teach(
         validate = validation(options, begun.loss, held_out, begun, log, ranks)
         hooks.append(validate)
         score = validate.score
-    before = None
-    if ranks.is_first and len(held_out) and state.step == 0:
-        before = answers_of(pg, held_out, options, progress)
-        if log is not None:
-            log.write(kind="before", step=0, scores=before.to_dict())
-    result = fit(
+    return fit(
         state, loader, options.fit, loss=begun.loss, hooks=hooks, snapshots=snapshots, score=score, ranks=ranks,
         failure_folder=folder,
     )  # fmt: skip
-    return before, result
 
 
 def validation(

@@ -4,6 +4,7 @@ One process is the case of one rank: nothing is sent, and the arithmetic is the 
 """
 
 import atexit
+import gc
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -114,6 +115,7 @@ class Ranks:
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+        gc.collect()  # the threads of a group end with it, which must come before the interpreter's end
 
 
 def _add(grads: list[Tensor]) -> None:

@@ -182,3 +182,29 @@ def test_the_recipe_can_be_looked_at(capsys):
     assert main(["train", "transfer", "--data", "x", "--show", "--set", "optim.clip_norm=none"]) == 0
     out = capsys.readouterr().out
     assert "clip_norm: null" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_two_processes_that_share_the_weights_tune_the_model_that_one_does(folder, tmp_path, method):
+    words = ["--method", method, "--steps", "6", "--lr", "1e-3", "--set", "loader.batch_size=6", "--device", "cpu"]
+    assert train(folder, tmp_path / "one", *words) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "paligemma"]
+    command += ["train", "transfer", "--data", str(folder), "--out", str(tmp_path / "two"), *words]
+    command += ["--set", "strategy=fsdp"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 processes, fsdp" in done.stderr
+    assert (tmp_path / "two" / "checkpoints" / "step-000006" / "shards").is_dir()
+    one, two = (json.loads((tmp_path / run / "scores.json").read_text()) for run in ("one", "two"))
+    assert one == two
+    rows = [
+        [json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()] for run in ("one", "two")
+    ]
+    kinds = [[row["kind"] for row in run] for run in rows]
+    assert kinds[0] == kinds[1] == ["before", *["step"] * 6, "validation"]
+    for ours, theirs in zip(*(run[1:] for run in rows), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    if method == "lora":
+        assert (tmp_path / "two" / "adapter" / "adapter_model.safetensors").exists()
