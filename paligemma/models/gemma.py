@@ -122,7 +122,9 @@ class GemmaDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.embedding = Embedding(config.vocab_size, config.width, device=device, dtype=dtype)
+        # Sparse gradients of looked-up rows add to those of the head, which is the same table; dense ones would be a
+        # second gradient of its size.
+        self.embedding = Embedding(config.vocab_size, config.width, sparse=True, device=device, dtype=dtype)
         self.blocks = nn.ModuleList(GemmaBlock(config, i, device, dtype) for i in range(config.depth))
         self.final_norm = RMSNorm(config.width, config.norm_eps, device=device, dtype=dtype)
         self.recompute = False  # activations of a block again on the way back, instead of keeping them

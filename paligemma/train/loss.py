@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from paligemma.errors import OptionError, nearest
 from paligemma.models.paligemma import PaliGemmaModel
@@ -116,6 +117,9 @@ def loss_sums(
     """
     targets_at = batch.mask_loss[:, 1:]
     keep = F.pad(targets_at, (0, 1))
+    table: Tensor = model.text.embedding.weight
+    if not isinstance(table, DTensor):  # a sharded one is gathered by the model's pass
+        table = _Early.apply(table)  # type: ignore[no-untyped-call]
     hidden = model.pre_logits(**batch.model_inputs())[keep]  # type: ignore[arg-type]
     targets = batch.tokens[:, 1:][targets_at]
     weights = target_weights(batch, normalization)[:, 1:][targets_at]
@@ -123,7 +127,7 @@ def loss_sums(
     cap = config.final_logits_softcap if config.final_cap == "everywhere" else None
     total, tokens = chunked_loss(
         hidden,
-        model.text.embedding.weight,
+        model.text.embedding.weight if isinstance(table, DTensor) else table,
         targets,
         weights,
         token_loss or cross_entropy(),
@@ -154,6 +158,22 @@ def chunked_loss(
     chunk = chunk_tokens or max(1, MAX_LOGITS // len(table_VD))
     apply: Callable[..., tuple[Tensor, Tensor]] = _ChunkedLoss.apply
     return apply(hidden_ND, table_VD, targets_N, weights_N, token_loss, softcap, chunk)
+
+
+class _Early(torch.autograd.Function):
+    """The table as it is, taken before its rows are looked up, so that on the way back its gradient comes after theirs.
+
+    Autograd adds sparse rows to a dense gradient in place only when the dense one comes last; otherwise a second one of
+    257,152 rows would stand beside it for a moment.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table_VD: Tensor) -> Tensor:
+        return table_VD.view_as(table_VD)
+
+    @staticmethod
+    def backward(ctx: Any, grad_VD: Tensor) -> Tensor:
+        return grad_VD
 
 
 class _ChunkedLoss(torch.autograd.Function):

@@ -80,8 +80,9 @@ class TrainState:
             if shape == tuple(parameter.shape):
                 moment = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
             else:
-                # Adam counts its steps on the CPU.
-                moment = torch.zeros(shape, dtype=dtype, device=parameter.device if shape else "cpu")
+                # Adam counts its steps on the CPU, unless it is fused.
+                beside = shape or self.optimizer.torch.defaults.get("fused")
+                moment = torch.zeros(shape, dtype=dtype, device=parameter.device if beside else "cpu")
             moments[name] = self.optimizer.torch.state[parameter][key] = moment
         snapshot.read_into({"model": trained, "optimizer": moments})
         self.step = snapshot.step
