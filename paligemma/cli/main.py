@@ -28,6 +28,7 @@ VERBS = {
     "generate": "any prompt: sampling, beams, streaming, several pictures at once",
     "score": "log-likelihood of given answers",
     "train": "teach a model: from a folder of examples to tuned weights",
+    "plan": "memory, time and cost of a training run, before it is started",
     "checkpoint": "info, convert, merge, verify: every format of weights",
     "eval": "measure a model on a fixed suite",
     "doctor": "what this machine can do",

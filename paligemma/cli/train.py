@@ -12,17 +12,20 @@ An interrupted run goes on where it stopped: call the same command again.
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paligemma.cli.run import note
 from paligemma.errors import OptionError, nearest
+
+if TYPE_CHECKING:
+    from paligemma.recipes.transfer import TransferRecipe
 
 RECIPES = ("transfer",)
 _SHORT = {
     "data": "folder or JSONL file of examples",
     "model": "what to start from (default: tiny)",
     "out": "folder of the run (default: runs/transfer)",
-    "method": "auto, full, frozen, lora, dora (default: auto)",
+    "method": "auto, full, frozen, lora, dora, qlora (default: auto)",
     "epochs": "passes over the examples (default: 10)",
     "steps": "updates, in place of epochs",
     "lr": "learning rate (default: 1e-5, adapters 2e-4)",
@@ -30,7 +33,8 @@ _SHORT = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """A recipe and changes to it."""
     parser.add_argument("recipe", metavar="RECIPE", help=f"{', '.join(RECIPES)}, or a YAML file that a run has saved")
     for name, text in _SHORT.items():
         parser.add_argument(f"--{name}", metavar=name.upper(), help=text)
@@ -38,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
         help="change any number of the recipe, as in --set optim.weight_decay=1e-6",
     )  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe_arguments(parser)
     parser.add_argument(
         "--resume", choices=("auto", "never"), default="auto", help="go on with the run in --out (default: auto)"
     )
@@ -50,9 +58,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import yaml
 
-    from paligemma.recipes.transfer import TransferRecipe
     from paligemma.recipes.transfer import run as transfer
-    from paligemma.recipes.tree import changed, from_tree, to_tree
+    from paligemma.recipes.tree import to_tree
+
+    recipe = recipe_of(args)
+    if args.show:
+        print(yaml.safe_dump(to_tree(recipe), sort_keys=False), end="")
+        return 0
+    if not recipe.data:
+        raise OptionError("no examples: expected --data FOLDER with train.jsonl in it.")
+    result = transfer(recipe, resume=args.resume, say=note)
+    if not result.finished:
+        note(f"stopped; the same command goes on from {result.folder}")
+        return 0
+    if args.json:
+        import json
+
+        scores = None if result.report is None else result.report.to_dict()
+        print(json.dumps({"model": str(result.model or result.adapter), "scores": scores}))
+    return 0
+
+
+def recipe_of(args: argparse.Namespace) -> "TransferRecipe":
+    """The recipe that the words of a command line mean.
+
+    Raises:
+        OptionError: an unknown recipe, number or value.
+    """
+    from paligemma.recipes.transfer import TransferRecipe
+    from paligemma.recipes.tree import changed, from_tree
 
     recipe = TransferRecipe(data=args.data or "")
     path = Path(args.recipe)
@@ -69,22 +103,7 @@ def run(args: argparse.Namespace) -> int:
         if not equals:
             raise OptionError(f"--set {pair}: expected NAME=VALUE, for example --set optim.clip_norm=0.5.")
         changes[name.strip()] = value.strip()
-    recipe = changed(recipe, changes)
-    if args.show:
-        print(yaml.safe_dump(to_tree(recipe), sort_keys=False), end="")
-        return 0
-    if not recipe.data:
-        raise OptionError("no examples: expected --data FOLDER with train.jsonl in it.")
-    result = transfer(recipe, resume=args.resume, say=note)
-    if not result.finished:
-        note(f"stopped; the same command goes on from {result.folder}")
-        return 0
-    if args.json:
-        import json
-
-        scores = None if result.report is None else result.report.to_dict()
-        print(json.dumps({"model": str(result.model or result.adapter), "scores": scores}))
-    return 0
+    return changed(recipe, changes)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def setup_of(
         compute_bytes=_BYTES[compute],
         recompute=recipe.recompute,
         devices=devices,
+        on_cuda=device.type == "cuda",
     )
 
 

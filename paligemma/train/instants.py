@@ -1,8 +1,8 @@
 """The instants of a step, and what one device holds at each: parameters, what is kept, what lives for a moment.
 
 At the end of the forward pass all activations stand beside the first logits. On the way back gradients come as
-activations go. Where the decoder's part of it ends, the table has two gradients, the head's and the lookup's. The
-update makes copies of its own.
+activations go. Where the decoder's part of it ends, a sharded table has two gradients, the head's and the lookup's. The
+update makes copies of its own unless it is fused.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,13 +13,13 @@ from torch import nn
 
 from paligemma.checkpoints.rules import TABLE
 from paligemma.config import PaliGemmaConfig
+from paligemma.models.nf4 import BITS
 from paligemma.train.kept import Learns, Pass, cast_weights, decoder_block, tower_block
 from paligemma.train.loss import MAX_LOGITS
 from paligemma.train.optim import Optimizer, OptimOptions
 from paligemma.train.setup import Setup, linear_paths
 
-NF4_BYTES = 0.5 + 4 / 64  # per value of a matrix: 4 bits, and a float32 scale for each 64
-LOOKUP_GRADIENTS = 1  # dense gradients of the table that the lookup of tokens makes beside the head's
+NF4_BYTES = BITS / 8  # per value of a matrix
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def instants(
     logits = _loss_bytes(config, setup, part) + new_head
     yield instant("forward", head, tower_kept + decoder_kept + embeds, logits)
     yield instant("backward", head, tower_kept + decoder_kept + embeds, largest + new_head)
-    extra = table * has_table * LOOKUP_GRADIENTS
+    extra = table * has_table * (shares > 1)  # a gathered table's rows are added beside it, a whole one's in place
     yield instant("lookup", head + decoder_grads, tower_kept, max(largest, extra) + new_head)
     yield instant("tower", head + decoder_grads + image, 0.0, max((b.backward for b in tower), default=0.0))
     yield Instant("update", weights, everything, moments, 0.0, _update_bytes(setup, trained) / shares)
