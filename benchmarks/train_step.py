@@ -56,13 +56,15 @@ def main() -> int:
                     if args.state is not None:
                         args.state.write_text(json.dumps(runs))
                     _say(f"round {number + 1}/{args.rounds} {cell} {side}: {time.perf_counter() - before:.0f} s")
-    peaks = _peaks()
+    rates = _rates()
+    peaks = rates["flops"]
     rows = [_row(config, args, cell, sides, peaks) for cell, sides in runs.items()]
     text = f"{_head(args, machine, peaks, time.perf_counter() - started)}\n\n{_table(rows)}\n"
     print(text)
     if not args.no_save:
         name = f"train_step-{args.preset}-depth{args.depth}"
-        content = {"date": _today(), "settings": _settings(args), "machine": machine, "rows": rows, "runs": runs}
+        content = {"date": _today(), "settings": _settings(args), "machine": machine, "rates": rates, "rows": rows}
+        content["runs"] = runs
         (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
         (RESULTS / f"{name}.md").write_text(text)
         _say(f"saved {RESULTS / name}.md and .json")
@@ -195,10 +197,11 @@ def _spawn(args: argparse.Namespace, side: str, cell: str, folder: Path) -> dict
     return answer
 
 
-def _peaks() -> dict[str, float]:
+def _rates() -> dict[str, Any]:
     from paligemma.train.devices import measured_cpu
 
-    return dict(measured_cpu().flops)
+    device = measured_cpu()
+    return {"flops": dict(device.flops), "bandwidth": device.bandwidth}
 
 
 def _today() -> str:

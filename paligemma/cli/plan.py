@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(_told(answer))
     if not answer["fits"]:
-        print(f"\nIt does not fit. {advice(config, setup, device.memory_bytes)}")
+        print(f"\nIt does not fit: {advice(config, setup, device.memory_bytes)}")
     return 0
 
 

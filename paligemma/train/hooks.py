@@ -111,7 +111,7 @@ class Validate:
         for data in self.loader.once():
             parts = even_parts(data.parts, state.model.config, self.ranks) if is_sharded(state.model) else data.parts
             for part in parts:
-                with precision(device, self.options):
+                with precision(state.model, device, self.options):
                     total += self.loss(state.model, part.to(device)).total.item()
             count += sum(target_counts(part, self.options.normalization) for part in data.parts)
         settle(state.model)

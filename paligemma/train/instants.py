@@ -163,6 +163,7 @@ def _blocks(
         if setup.recompute and learns.anything:
             # Casts of weights that are trained stay in autocast's cache until the forward pass is over.
             cached = 2.0 * sum(matrices[leaf] for leaf in moving[block] if leaf in matrices) * part.is_cast
+            cached *= not setup.sharded
             yield _Block(sum(leaves.values()), n_trained, width * float(part.residual) + cached, kept + casts + working)
         else:
             yield _Block(sum(leaves.values()), n_trained, kept + casts, working)

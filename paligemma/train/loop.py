@@ -192,7 +192,7 @@ def train_step(
     total = 0.0
     parts = even_parts(data.parts, state.model.config, ranks) if is_sharded(state.model) else data.parts
     for part in parts:
-        with precision(device, options):
+        with precision(state.model, device, options):
             sums = loss(state.model, part.to(device, non_blocking=True))
         (sums.total / max(count, 1.0)).backward()  # type: ignore[no-untyped-call]
         total += sums.total.item()
@@ -229,11 +229,12 @@ def prepare(model: PaliGemmaModel, options: FitOptions) -> None:
         block.dropout = options.dropout  # type: ignore[assignment]
 
 
-def precision(device: torch.device, options: FitOptions) -> AbstractContextManager[Any]:
+def precision(model: PaliGemmaModel, device: torch.device, options: FitOptions) -> AbstractContextManager[Any]:
     """The arithmetic of a forward pass."""
     if options.precision == "float32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    # The cache would keep every gathered weight of a sharded model until the pass is over.
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=not is_sharded(model))
 
 
 def _sizes(data: StepData) -> tuple[int, ...]:
