@@ -13,7 +13,7 @@ from paligemma import errors
 from paligemma.errors import PaliGemmaError
 
 if TYPE_CHECKING:
-    from paligemma import interop, presets, results, tasks
+    from paligemma import interop, metrics, presets, recipes, results, tasks, train
     from paligemma.api import EncodedImage, PaliGemma, load
     from paligemma.presets import PRESETS
 
@@ -25,9 +25,12 @@ __all__ = [
     "errors",
     "interop",
     "load",
+    "metrics",
     "presets",
+    "recipes",
     "results",
     "tasks",
+    "train",
 ]
 
 _HOMES = {
@@ -36,7 +39,7 @@ _HOMES = {
     "EncodedImage": "paligemma.api",
     "PRESETS": "paligemma.presets",
 }
-_MODULES = ("interop", "presets", "results", "tasks")
+_MODULES = ("interop", "metrics", "presets", "recipes", "results", "tasks", "train")
 
 
 def __getattr__(name: str) -> Any:

@@ -3,4 +3,35 @@
 detection.py     average precision over IoU thresholds (COCO), box IoU
 segmentation.py  mask IoU with misses as 0, referring-expression scores
 text.py          exact match, word accuracy, precision and recall of sets
+caption.py       CIDEr-D, BLEU, ROUGE-L
 """
+
+from typing import TYPE_CHECKING
+
+from paligemma.lazy import lazy
+
+if TYPE_CHECKING:
+    from paligemma.metrics.caption import bleu, cider, rouge_l
+    from paligemma.metrics.detection import average_precision, box_iou
+    from paligemma.metrics.segmentation import mask_iou, mean_mask_iou, referring_scores
+    from paligemma.metrics.text import exact_match, set_score, word_accuracy
+
+_HOMES = {
+    "average_precision": "detection",
+    "bleu": "caption",
+    "box_iou": "detection",
+    "cider": "caption",
+    "exact_match": "text",
+    "mask_iou": "segmentation",
+    "mean_mask_iou": "segmentation",
+    "referring_scores": "segmentation",
+    "rouge_l": "caption",
+    "set_score": "text",
+    "word_accuracy": "text",
+}
+__all__ = [
+    "average_precision", "bleu", "box_iou", "cider", "exact_match", "mask_iou", "mean_mask_iou", "referring_scores",
+    "rouge_l", "set_score", "word_accuracy",
+]  # fmt: skip
+
+__getattr__, __dir__ = lazy(__name__, {name: f"{__name__}.{home}" for name, home in _HOMES.items()})

@@ -35,6 +35,7 @@ FULL_LR = 1e-5
 ADAPTERS = ("lora", "dora", "qlora")
 # Fields that change no number of a run: they may differ between its parts.
 _FREE = {"out", "device", "eval_every", "eval_rows", "merge", "data", "model", "loader.workers", "strategy"}
+_FREE |= {"trackers", "samples"}
 _FREE |= {"fit.save_every", "fit.save_minutes", "fit.keep", "fit.max_loss"}
 
 

@@ -22,15 +22,18 @@ from paligemma.models.lora import LoraOptions
 from paligemma.recipes.finish import answers_of, finish
 from paligemma.recipes.memory import advising, method_of, strategy_of
 from paligemma.recipes.rows import Rows, Weighted, measure, splits
+from paligemma.recipes.samples import N_SAMPLES, Samples
 from paligemma.recipes.start import Base, Start, base_model, open_base, rebuilt, settled, start
 from paligemma.recipes.tree import to_tree
+from paligemma.train.devices import peak_of
 from paligemma.train.hooks import JsonLog, Progress, Validate
 from paligemma.train.loop import FitOptions, FitResult, Hook, Loss, fit
 from paligemma.train.loss import TokenLoss
 from paligemma.train.optim import OptimOptions
-from paligemma.train.parallel import Strategy, require_strategy
+from paligemma.train.parallel import Strategy, is_sharded, require_strategy
 from paligemma.train.ranks import Ranks
 from paligemma.train.snapshots import Snapshots
+from paligemma.train.trackers import Track, require_trackers, sink_of
 
 Method = Literal["auto", "full", "frozen", "lora", "dora", "qlora"]
 Say = Callable[[str], Any]
@@ -61,6 +64,8 @@ class TransferRecipe:
         recompute: activation checkpointing.
         strategy: of several processes, which torchrun starts: "ddp" keeps the whole model in each, "fsdp" shares
             weights, gradients and moments out; "auto" is ddp where the plan fits one device.
+        trackers: "tensorboard", "wandb": besides log.jsonl, which is always written.
+        samples: held-out rows whose answers are drawn at every validation; 0 draws none. Not under fsdp.
         lora, optim, loader, fit: of the parts; `fit.steps` and `optim.lr` are set from the fields above.
     """
 
@@ -81,6 +86,8 @@ class TransferRecipe:
     merge: bool = True
     recompute: bool = False
     strategy: Strategy = "auto"
+    trackers: tuple[str, ...] = ()
+    samples: int = N_SAMPLES
     lora: LoraOptions = field(default_factory=LoraOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
     loader: LoaderOptions = field(default_factory=lambda: LoaderOptions(max_text=129))
@@ -92,6 +99,7 @@ class TransferRecipe:
         if not 0 <= self.valid_share < 1:
             raise OptionError(f"valid_share={self.valid_share}: expected at least 0 and less than 1.")
         require_strategy(self.strategy)
+        require_trackers(self.trackers)
 
 
 @dataclass(frozen=True)
@@ -201,12 +209,16 @@ def _teach(
         log = JsonLog(folder / "log.jsonl", resumed_at=state.step)
         hooks.append(log)
         if progress:
-            hooks.append(Progress(options.fit.steps, first=state.step))
-    score = None
+            peak = peak_of(begun.pg.device, options.fit.precision)
+            hooks.append(Progress(options.fit.steps, first=state.step, peak_flops=peak))
+    score = validate = None
     if len(held_out):
         validate = validation(options, begun.loss, held_out, begun, log, ranks)
         hooks.append(validate)
         score = validate.score
+    if ranks.is_first:
+        for name in options.trackers:
+            hooks.append(Track(sink_of(name, folder, to_tree(options), first=state.step), validate))
     return fit(
         state, loader, options.fit, loss=begun.loss, hooks=hooks, snapshots=snapshots, score=score, ranks=ranks,
         failure_folder=folder,
@@ -219,4 +231,7 @@ def validation(
     """The loss on all held-out rows, as often as the recipe says."""
     whole = dataclasses.replace(options.loader, workers=0, skip_broken=False)
     loader = Loader(held_out, begun.pg.processor, whole, ranks.rank, ranks.world_size)
-    return Validate(loader, options.fit, loss, every=options.eval_every, log=log, ranks=ranks)
+    also = []
+    if ranks.is_first and options.samples and not is_sharded(begun.state.model):
+        also.append(Samples(begun.pg, held_out, Path(options.out), options.samples))
+    return Validate(loader, options.fit, loss, every=options.eval_every, log=log, also=also, ranks=ranks)

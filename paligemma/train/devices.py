@@ -8,6 +8,7 @@ How much of a peak a training step reaches is a number to be measured. The share
 docs/gpu-todo.md have been run.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -141,6 +142,13 @@ def measured_cpu() -> Device:
         name=f"this CPU, {threads} thread{'s' * (threads > 1)}", kind="cpu", memory_bytes=available_memory(),
         flops=flops, bandwidth=copy_rate(place), link=1e9, shares=MEASURED_CPU, source="measured here",
     )  # fmt: skip
+
+
+def peak_of(device: torch.device, precision: str) -> float | None:
+    """FLOP/s of a device that is training here, for MFU; a CPU is measured only where somebody watches."""
+    if device.type == "cuda":
+        return this_gpu().flops_of(precision)
+    return measured_cpu().flops_of(precision) if device.type == "cpu" and sys.stderr.isatty() else None
 
 
 def product_rate(dtype: str, place: torch.device) -> float:
