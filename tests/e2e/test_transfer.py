@@ -61,6 +61,9 @@ def test_a_folder_becomes_a_model_that_answers_its_rows(folder, tmp_path, capsys
     card = (run / "README.md").read_text()
     assert "| answer: exact match |" in card
     Image.open(run / "curves.png").load()
+    page = Image.open(run / "samples" / "step-000040.png").convert("RGB")
+    assert min(page.size) > 400
+    assert len(page.getcolors(1 << 24) or ()) > 50  # pictures, strips and words
     pg = paligemma.load(run / "model")
     assert pg.answer(folder / "valid-0.png", "which word?").text == "zoo"
     if method == "lora":
@@ -82,6 +85,40 @@ def test_the_result_loads_in_transformers(folder, tmp_path):
     )
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert model.num_parameters() > 1e6
+
+
+@pytest.mark.slow
+def test_a_base_in_four_bits_is_tuned_and_merged(folder, tmp_path, capsys):
+    pytest.importorskip("bitsandbytes", reason="the extra qlora is not installed")
+    run = tmp_path / "run"
+    assert train(folder, run, "--method", "qlora", "--steps", "40", "--lr", "5e-3") == 0
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    assert scores["answer"]["exact match"] >= 0.9
+    # Merged into the file's own weights, not into their four bits.
+    config, merged = read(run / "model")
+    _, base = read(Path(paligemma.__file__).parent / "assets" / "tiny")
+    same = {name for name in base if torch.equal(base[name].float(), merged[name].float())}
+    assert all("text.blocks" in name for name in set(base) - same)
+    assert any("mlp" in name for name in set(base) - same)
+    assert config.text.depth > 0
+
+
+@pytest.mark.slow
+def test_choices_stand_in_the_result_and_weights_of_tasks_change_the_loss(folder, tmp_path):
+    words = ["--method", "full", "--steps", "2", "--lr", "1e-3", "--set", "samples=0"]
+    assert train(folder, tmp_path / "plain", *words) == 0
+    assert train(folder, tmp_path / "heavy", *words, "--set", "task_weights=[[answer, 3.0]]") == 0
+    first = {
+        run: json.loads(next(line for line in (tmp_path / run / "log.jsonl").open() if '"kind": "step"' in line))
+        for run in ("plain", "heavy")
+    }
+    assert first["heavy"]["loss"] == pytest.approx(3 * first["plain"]["loss"], rel=1e-5)
+    assert not (tmp_path / "plain" / "samples").exists()
+    choice = ["--set", "choices=[[final_logits_softcap, null]]"]
+    assert train(folder, tmp_path / "chosen", *words, *choice) == 0
+    before = paligemma.load("tiny").config.text.final_logits_softcap
+    assert before is not None
+    assert paligemma.load(tmp_path / "chosen" / "model").config.text.final_logits_softcap is None
 
 
 @pytest.mark.slow

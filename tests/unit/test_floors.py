@@ -17,7 +17,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "paligemma"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "config", "presets", "results"),
+    ("errors", "config", "lazy", "presets", "results"),
     ("models", "processing", "tasks", "metrics"),
     ("checkpoints", "data"),
     ("engine", "train"),

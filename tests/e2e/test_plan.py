@@ -1,0 +1,90 @@
+"""`paligemma plan`: numbers without a model, and one line for every mistake."""
+
+import json
+import re
+
+import pytest
+
+from paligemma.cli.main import main
+from paligemma.presets import MODEL_PRESETS
+
+WORDS = ["plan", "transfer", "--model", "paligemma2-3b-pt-224"]
+
+
+def planned(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
+    assert main([*WORDS, "--json", *words]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_weights_gradients_and_moments_are_those_of_the_arithmetic(capsys):
+    n = 3_032_094_960
+    plan = planned(capsys, "--device", "h100", "--method", "full", "--set", "loader.part_size=1")
+    assert plan["parameters"] == plan["trained"] == n
+    memory = plan["memory_bytes"]
+    assert memory["weights"] == 4 * n
+    assert memory["moments"] == 8 * n
+    assert plan["fits"] is (memory["total"] <= memory["available"])
+    shared = planned(capsys, "--device", "h100", "--method", "full", "--devices", "8", "--set", "strategy=fsdp")
+    assert shared["memory_bytes"]["moments"] == n
+    lora = planned(capsys, "--device", "h100", "--method", "lora")
+    assert lora["memory_bytes"]["weights"] == pytest.approx(2 * n + 4 * lora["trained"], rel=1e-6)
+    qlora = planned(capsys, "--device", "h100", "--method", "qlora")
+    assert qlora["memory_bytes"]["weights"] < 0.5 * lora["memory_bytes"]["weights"]
+
+
+def test_recomputation_saves_memory_and_costs_time(capsys):
+    words = ["--device", "h200", "--method", "full", "--set", "loader.batch_size=16"]
+    plain = planned(capsys, *words)
+    again = planned(capsys, *words, "--set", "recompute=true")
+    assert again["memory_bytes"]["activations"] < 0.3 * plain["memory_bytes"]["activations"]
+    assert again["step_s"] > plain["step_s"]
+    assert again["largest_part"] > plain["largest_part"]
+
+
+def test_total_time_and_cost_follow_from_the_step(capsys):
+    plan = planned(capsys, "--device", "h100", "--devices", "4", "--examples", "1600", "--price", "3", "--epochs", "5")
+    assert plan["steps"] == 1600 * 5 / 8
+    assert plan["total_s"] == pytest.approx(plan["steps"] * plan["step_s"])
+    assert plan["cost"] == pytest.approx(plan["total_s"] / 3600 * 3 * 4)
+
+
+def test_the_largest_batch_fits_and_one_more_does_not(capsys):
+    words = ["--device", "l40s", "--method", "lora"]
+    most = planned(capsys, *words)["largest_part"]
+    for n, fits in ((most, True), (most + 1, False)):
+        sizes = ["--set", f"loader.batch_size={n}", "--set", f"loader.part_size={n}"]
+        assert planned(capsys, *words, *sizes)["fits"] is fits
+
+
+def test_every_published_size_can_be_planned_by_its_hub_name(capsys):
+    for name, config in MODEL_PRESETS.items():
+        if name == "tiny":
+            continue
+        size, resolution = name.rsplit("-", 1)
+        assert (
+            main(["plan", "transfer", "--model", f"google/{size}-pt-{resolution}", "--device", "h200", "--json"]) == 0
+        )
+        plan = json.loads(capsys.readouterr().out)
+        assert plan["text_tokens"] == 129, (name, config.name)
+
+
+def test_what_does_not_fit_is_answered_with_what_does(capsys):
+    assert main([*WORDS, "--device", "rtx4090", "--method", "full"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"It does not fit: .*What fits, best first: method=lora", out)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([*WORDS, "--device", "h10"], "Did you mean 'h100'"),
+        ([*WORDS, "--device", "h100", "--devices", "0"], "expected at least 1"),
+        (["plan", "transfr"], "Did you mean 'transfer'"),
+        (["plan", "transfer", "--model", "/nowhere/at/all", "--device", "h100"], "nowhere"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(words, message, capsys):
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
