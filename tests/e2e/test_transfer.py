@@ -97,8 +97,9 @@ def test_a_base_in_four_bits_is_tuned_and_merged(folder, tmp_path, capsys):
     # Merged into the file's own weights, not into their four bits.
     config, merged = read(run / "model")
     _, base = read(Path(paligemma.__file__).parent / "assets" / "tiny")
-    same = {name for name in base if torch.equal(base[name].float(), merged[name].float())}
-    assert all("text.blocks" in name for name in set(base) - same)
+    # The table may have gained filler rows.
+    same = {name for name in base if torch.equal(base[name].float(), merged[name][: len(base[name])].float())}
+    assert [name for name in set(base) - same if "text.blocks" not in name] == []
     assert any("mlp" in name for name in set(base) - same)
     assert config.text.depth > 0
 
