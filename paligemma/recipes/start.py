@@ -15,12 +15,10 @@ from paligemma.checkpoints import open_checkpoint
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import OptionError
 from paligemma.models.lora import add_lora
-from paligemma.models.paligemma import PaliGemmaModel
-from paligemma.processing.batch import Batch
 from paligemma.processing.processor import Processor
 from paligemma.recipes.tree import to_tree
 from paligemma.train.loop import Loss, default_loss, prepare
-from paligemma.train.loss import LossSums, TokenLoss, loss_sums
+from paligemma.train.loss import TokenLoss
 from paligemma.train.optim import Optimizer
 from paligemma.train.parallel import mesh_of, shard, sharded_model
 from paligemma.train.ranks import Ranks
@@ -144,7 +142,7 @@ def start(
     flat = {name: value for name, value in _flat(to_tree(recipe)).items() if name not in _FREE}
     told = "cross-entropy" if token_loss is None else getattr(token_loss, "__name__", "one of the user's")
     identity = {"base weights": base.print, "examples": n_examples, "loss": told, **flat}
-    return Start(pg, TrainState(model, optimizer, identity=identity), _loss_of(recipe, token_loss))
+    return Start(pg, TrainState(model, optimizer, identity=identity), default_loss(recipe.fit, token_loss))
 
 
 def _shared_out(recipe: "TransferRecipe", base: Base, device: torch.device, ranks: Ranks) -> PaliGemma:
@@ -166,16 +164,6 @@ def rebuilt(recipe: "TransferRecipe", base: Base, n_examples: int, snapshot: Sna
     begun = start(recipe, base, n_examples, device=torch.device("cpu"))
     snapshot.read_into({"model": begun.state.trained()})
     return begun.pg
-
-
-def _loss_of(recipe: "TransferRecipe", token_loss: TokenLoss | None) -> Loss:
-    if token_loss is None:
-        return default_loss(recipe.fit)
-
-    def loss(model: PaliGemmaModel, batch: Batch) -> LossSums:
-        return loss_sums(model, batch, normalization=recipe.fit.normalization, token_loss=token_loss)
-
-    return loss
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -24,7 +24,7 @@ from paligemma.data.loader import Loader, StepData
 from paligemma.errors import OptionError, TrainingError
 from paligemma.models.paligemma import PaliGemmaModel
 from paligemma.processing.batch import ROW_FIELDS, Batch
-from paligemma.train.loss import LossSums, Normalization, cross_entropy, loss_sums, target_counts
+from paligemma.train.loss import LossSums, Normalization, TokenLoss, cross_entropy, loss_sums, target_counts
 from paligemma.train.parallel import even_parts, is_sharded
 from paligemma.train.ranks import Ranks
 from paligemma.train.snapshots import Snapshots
@@ -43,6 +43,7 @@ class FitOptions:
         label_smoothing: of the default loss.
         precision: of the arithmetic; weights and moments stay in their own dtype (float32).
         dropout: in the decoder, at the reference's places.
+        compile: every block through torch.compile, once for all lengths; the first steps take a minute more.
         save_every: steps between snapshots; save_minutes: minutes between them; either or both, None for never.
         keep: snapshots that stay.
         max_loss: a larger loss of a step counts as exploded; a uniform guess over Gemma's words costs 12.5.
@@ -54,6 +55,7 @@ class FitOptions:
     label_smoothing: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
     dropout: float = 0.0
+    compile: bool = False
     save_every: int | None = None
     save_minutes: float | None = 10.0
     keep: int = 2
@@ -212,21 +214,26 @@ def train_step(
     )  # fmt: skip
 
 
-def default_loss(options: FitOptions) -> Loss:
-    """Cross-entropy of the suffix, as the options say."""
-    token_loss = cross_entropy(options.label_smoothing)
+def default_loss(options: FitOptions, token_loss: TokenLoss | None = None) -> Loss:
+    """The loss of the suffix, as the options say: cross-entropy, or another loss of single tokens."""
+    of_tokens = token_loss or cross_entropy(options.label_smoothing)
 
     def loss(model: PaliGemmaModel, batch: Batch) -> LossSums:
-        return loss_sums(model, batch, normalization=options.normalization, token_loss=token_loss)
+        return loss_sums(model, batch, normalization=options.normalization, token_loss=of_tokens)
 
     return loss
 
 
 def prepare(model: PaliGemmaModel, options: FitOptions) -> None:
-    """Training mode, and dropout where it acts."""
+    """Training mode, dropout where it acts, and compiled blocks where they are asked for; more than once is fine."""
     model.train()
     for block in model.text.blocks:
         block.dropout = options.dropout  # type: ignore[assignment]
+    if options.compile:
+        for block in (*model.vision.blocks, *model.text.blocks):
+            if "forward" not in vars(block):
+                # Below hooks: what gathers the weights of a sharded block stays outside.
+                block.forward = torch.compile(block.forward, dynamic=True)
 
 
 def precision(model: PaliGemmaModel, device: torch.device, options: FitOptions) -> AbstractContextManager[Any]:

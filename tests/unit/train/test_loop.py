@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -182,3 +183,17 @@ def test_options_that_make_no_sense_are_refused(field, value, rows):
 
     with pytest.raises(OptionError, match=field):
         run()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here: torch.compile cannot build CPU kernels")
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+def test_compiled_blocks_train_as_plain_ones_and_write_the_same_names(rows, tmp_path, recompute):
+    plain, compiled = (state_of(FitOptions(steps=3)) for _ in range(2))
+    compiled.model.vision.recompute = compiled.model.text.recompute = recompute
+    told, told_compiled = Told(), Told()
+    fit(plain, loader_of(rows), FitOptions(steps=3), hooks=[told])
+    snapshots = Snapshots(tmp_path)
+    fit(compiled, loader_of(rows), FitOptions(steps=3, compile=True), hooks=[told_compiled], snapshots=snapshots)
+    assert [r.loss for r in told_compiled.reports] == pytest.approx([r.loss for r in told.reports], rel=1e-4)
+    assert weights_of(compiled).keys() == weights_of(plain).keys() == snapshots.latest().whole("model").keys()
