@@ -113,6 +113,7 @@ def _setup(
     method, why = recipe.method, "as asked"
     if method == "auto":
         setup = setup_of(recipe, place, lengths, devices=args.devices)
+        setup = dataclasses.replace(setup, sharded=args.devices > 1 and recipe.strategy != "ddp")
         method, why = choose_method(config, setup, device.memory_bytes)  # type: ignore[assignment]
     setup = setup_of(dataclasses.replace(recipe, method=method), place, lengths, devices=args.devices)
     if args.text is not None:

@@ -56,7 +56,7 @@ def method_of(
     if recipe.method != "auto":
         return recipe.method, "as asked"
     setup = setup_of(recipe, device, lengths, devices=ranks.world_size)
-    setup = dataclasses.replace(setup, sharded=recipe.strategy == "fsdp" and ranks.world_size > 1)
+    setup = dataclasses.replace(setup, sharded=recipe.strategy != "ddp" and ranks.world_size > 1)
     method, why = ranks.from_first(choose_method(config, setup, share(device, ranks)))
     return method, why
 

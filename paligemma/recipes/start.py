@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 
 from paligemma.api import PaliGemma, load
 from paligemma.api.loading import find, find_tokenizer, pick_device, with_choices
@@ -72,6 +73,15 @@ def open_base(recipe: "TransferRecipe") -> Base:
         config = with_choices(checkpoint.config, **dict(recipe.choices))
         words = find_tokenizer(path, None, config)
     return Base(path, config, Processor(config, words), pick_device(recipe.device), fingerprint(path))
+
+
+def method_before(folder: Path) -> str | None:
+    """The way of training of a run that goes on, whatever memory is at hand now; None where none was begun."""
+    file = folder / "config.yaml"
+    if not file.exists() or not any((folder / "checkpoints").glob("step-*")):
+        return None
+    method = yaml.safe_load(file.read_text()).get("method")
+    return method if isinstance(method, str) else None
 
 
 def settled(recipe: "TransferRecipe", method: str, n_examples: int, device: torch.device) -> "TransferRecipe":

@@ -23,7 +23,7 @@ from paligemma.recipes.finish import answers_of, finish
 from paligemma.recipes.memory import advising, method_of, strategy_of
 from paligemma.recipes.rows import Rows, Weighted, measure, splits
 from paligemma.recipes.samples import N_SAMPLES, Samples
-from paligemma.recipes.start import Base, Start, base_model, open_base, rebuilt, settled, start
+from paligemma.recipes.start import Base, Start, base_model, method_before, open_base, rebuilt, settled, start
 from paligemma.recipes.tree import to_tree
 from paligemma.train.devices import peak_of
 from paligemma.train.hooks import JsonLog, Progress, Validate
@@ -145,7 +145,11 @@ def run(
     train, held_out, split = splits(recipe.data, recipe.valid_share)
     base = open_base(recipe)
     lengths = measure(train, base.processor, recipe.loader.max_text, skip_broken=recipe.loader.skip_broken)
-    method, why = method_of(recipe, base.config, base.device, lengths, ranks)
+    begun_as = method_before(folder) if recipe.method == "auto" else None
+    if begun_as is not None:
+        method, why = begun_as, "as it was begun"
+    else:
+        method, why = method_of(recipe, base.config, base.device, lengths, ranks)
     strategy = strategy_of(recipe, method, base.config, base.device, lengths, ranks)
     if ranks.is_first:
         say(f"{len(train):,} examples to learn, {len(held_out):,} held out ({split}). Method: {method}; {why}.")
@@ -162,12 +166,12 @@ def run(
     before = None
     if ranks.is_first and len(held_out) and snapshot is None:
         before = first_scores(options, base, held_out, folder, progress)
-    begun = start(options, base, len(train), token_loss, ranks=ranks if sharded else None)
-    if snapshot is not None:
-        begun.state.restore(snapshot)
-        if ranks.is_first:
-            say(f"going on from step {begun.state.step}")
     with advising(options, base.config, base.device, lengths):
+        begun = start(options, base, len(train), token_loss, ranks=ranks if sharded else None)
+        if snapshot is not None:
+            begun.state.restore(snapshot)
+            if ranks.is_first:
+                say(f"going on from step {begun.state.step}")
         result = _teach(options, begun, Weighted(train, options.task_weights), held_out, snapshots, ranks, progress)
     last_loss = None if result.last is None else result.last.loss
     if not result.finished or not ranks.is_first:

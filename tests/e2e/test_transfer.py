@@ -123,6 +123,20 @@ def test_choices_stand_in_the_result_and_weights_of_tasks_change_the_loss(folder
 
 
 @pytest.mark.slow
+def test_a_run_goes_on_in_the_way_it_was_begun_whatever_memory_is_left(folder, tmp_path, capsys, monkeypatch):
+    words = ["--lr", "1e-3", "--set", "samples=0"]
+    assert train(folder, tmp_path / "run", "--method", "auto", "--steps", "2", *words) == 0
+    assert "Method: full" in capsys.readouterr().err
+    monkeypatch.setattr("paligemma.recipes.memory.available_bytes", lambda _device: 1.0)
+    assert train(folder, tmp_path / "run", "--method", "auto", "--steps", "2", *words) == 0
+    err = capsys.readouterr().err
+    assert "Method: full; as it was begun" in err
+    assert "going on from step 2" in err
+    assert train(folder, tmp_path / "other", "--method", "auto", "--steps", "1", *words) == 0
+    assert "Method: qlora" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_the_recipe_that_was_saved_does_the_same_again(folder, tmp_path):
     assert train(folder, tmp_path / "a", "--method", "full", "--steps", "3", "--set", "fit.dropout=0.1") == 0
     assert main(["train", str(tmp_path / "a" / "config.yaml"), "--out", str(tmp_path / "b")]) == 0
