@@ -4,13 +4,15 @@
     python benchmarks/train_step.py                                # 3B widths, 4 + 4 layers, full vocabulary, 224 px
     python benchmarks/train_step.py --method lora --rounds 1       # one cell
     python benchmarks/train_step.py --depth 1 --no-save            # for development
+    python benchmarks/train_step.py --device cuda --depth 27 --precision bfloat16 --batch 8      # the true 3B shape
 
 Random weights are written once to a temporary folder. Each side gets a process of its own per round, one after the
 other, the order swapped from round to round: a step to warm up, then the measured ones. Medians over all rounds.
 
 Tokens are real ones, image and text. MFU: FLOPs that the mathematics needs (paligemma/train/flops.py), over what the
 largest square matrix product of this machine reached just before. Memory is what a step takes at its peak above the
-model's weights, gradients and moments, the interpreter and its libraries.
+model's weights, gradients and moments, the interpreter and its libraries; weights that are only mapped from their file
+(bfloat16 below adapters) take none on a CPU.
 """
 
 import argparse
@@ -56,13 +58,15 @@ def main() -> int:
                     if args.state is not None:
                         args.state.write_text(json.dumps(runs))
                     _say(f"round {number + 1}/{args.rounds} {cell} {side}: {time.perf_counter() - before:.0f} s")
-    rates = _rates()
+    rates = _rates(args.device)
     peaks = rates["flops"]
     rows = [_row(config, args, cell, sides, peaks) for cell, sides in runs.items()]
-    text = f"{_head(args, machine, peaks, time.perf_counter() - started)}\n\n{_table(rows)}\n"
+    text = f"{_head(args, machine, rates, time.perf_counter() - started)}\n\n{_table(rows)}\n"
     print(text)
     if not args.no_save:
-        name = f"train_step-{args.preset}-depth{args.depth}"
+        name = f"train_step-{args.preset}-depth{args.depth}" + (
+            f"-cuda-batch{args.batch}" if args.device == "cuda" else ""
+        )
         content = {"date": _today(), "settings": _settings(args), "machine": machine, "rates": rates, "rows": rows}
         content["runs"] = runs
         (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
@@ -121,13 +125,13 @@ def _table(rows: list[Any]) -> str:
     return "\n".join(lines)
 
 
-def _head(args: argparse.Namespace, machine: dict[str, Any], peaks: dict[str, float], wall: float) -> str:
+def _head(args: argparse.Namespace, machine: dict[str, Any], rates: dict[str, Any], wall: float) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    reached = ", ".join(f"{kind} {value / 1e9:.0f} GFLOP/s" for kind, value in peaks.items())
+    reached = ", ".join(f"{kind} {value / 1e9:.0f} GFLOP/s" for kind, value in rates["flops"].items())
     return (
-        f"# {args.preset}, {args.depth} + {args.depth} layers, full vocabulary: one training step on a CPU\n\n"
+        f"# {args.preset}, {args.depth} + {args.depth} layers: one training step on {rates['name']}\n\n"
         f"{machine['cpu']}, {machine['cores']} cores, {args.threads} threads, {machine['memory_gib']} GiB; "
-        f"{machine['system']}. Matrix products reach {reached}.\n"
+        f"{machine['system']}. Matrix products: {reached}.\n"
         f"Python {machine['python']}, {versions}, commit {machine['commit']}. {_today()}.\n"
         f"Batch {args.batch}, {args.text} text tokens of which {args.targets} are learned; medians of "
         f"{args.rounds * args.steps} steps ({args.rounds} processes x {args.steps}); {wall / 60:.0f} min.\n"
@@ -139,6 +143,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="paligemma2-3b-224")
     parser.add_argument("--depth", type=int, default=4, help="layers of both stacks")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--batch", type=int, default=2)
@@ -155,13 +160,25 @@ def _arguments() -> argparse.Namespace:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("preset", "depth", "method", "precision", "batch", "text", "targets", "rounds", "steps", "threads")
+    names = (
+        "preset",
+        "device",
+        "depth",
+        "method",
+        "precision",
+        "batch",
+        "text",
+        "targets",
+        "rounds",
+        "steps",
+        "threads",
+    )
     return {name: getattr(args, name) for name in names}
 
 
 def _worker(args: argparse.Namespace) -> int:
     import torch
-    from helpers.steps import anonymous_bytes, measure_steps
+    from helpers.steps import anonymous_bytes, mapped_bytes, measure_steps
     from helpers.train_sides import TRAIN_SIDES
 
     torch.set_num_threads(args.threads)
@@ -170,12 +187,12 @@ def _worker(args: argparse.Namespace) -> int:
         x = torch.ones(64, 64, dtype=dtype, requires_grad=True)
         (x @ x).sum().backward()  # type: ignore[no-untyped-call]
     side = TRAIN_SIDES[args.worker]()
-    base = anonymous_bytes()
-    side.load(args.weights, args.method[0], args.precision[0], args.batch, args.text, args.targets)
+    base = anonymous_bytes() if args.device == "cpu" else torch.cuda.memory_allocated()
+    side.load(args.weights, args.method[0], args.precision[0], args.batch, args.text, args.targets, args.device)
     held = {id(t): t for t in side.parameters()}.values()
     trained = sum(t.numel() for t in held if t.requires_grad)
-    weights = sum(t.numel() * t.element_size() for t in held)
-    answer = measure_steps(side.step, torch.device("cpu"), 1, args.steps)
+    weights = sum(t.nbytes for t in held) - (mapped_bytes(held) if args.device == "cpu" else 0)
+    answer = measure_steps(side.step, torch.device(args.device), 1 if args.device == "cpu" else 3, args.steps)
     print(json.dumps({"base_bytes": base, "exact_bytes": weights + 12 * trained, **answer}), flush=True)
     return 0
 
@@ -186,6 +203,7 @@ def _spawn(args: argparse.Namespace, side: str, cell: str, folder: Path) -> dict
         sys.executable, __file__, "--worker", side, "--weights", str(folder), "--method", method,
         "--precision", precision, "--batch", str(args.batch), "--text", str(args.text),
         "--targets", str(args.targets), "--steps", str(args.steps), "--threads", str(args.threads),
+        "--device", args.device,
     ]  # fmt: skip
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH", "")]))
@@ -197,11 +215,11 @@ def _spawn(args: argparse.Namespace, side: str, cell: str, folder: Path) -> dict
     return answer
 
 
-def _rates() -> dict[str, Any]:
-    from paligemma.train.devices import measured_cpu
+def _rates(device: str) -> dict[str, Any]:
+    from paligemma.train.devices import device_of
 
-    device = measured_cpu()
-    return {"flops": dict(device.flops), "bandwidth": device.bandwidth}
+    found = device_of("cpu" if device == "cpu" else "this")
+    return {"name": found.name, "flops": dict(found.flops), "bandwidth": found.bandwidth}
 
 
 def _today() -> str:

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,17 @@ def peak_bytes(device: torch.device) -> int:
 def anonymous_bytes() -> int:
     """Resident memory of this process that no file backs."""
     return _status("RssAnon")
+
+
+def mapped_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of tensors that lie in mapped files, which `anonymous_bytes` and `peak_bytes` leave out."""
+    files = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        place, *_, name = line.split(maxsplit=5)
+        if name.endswith(".safetensors"):
+            first, last = (int(end, 16) for end in place.split("-"))
+            files.append((first, last))
+    return sum(t.nbytes for t in tensors if any(first <= t.data_ptr() < last for first, last in files))
 
 
 def wait(device: torch.device) -> None:

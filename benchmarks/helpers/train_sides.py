@@ -24,7 +24,9 @@ SKIPPED = ["lm_head", "vision_tower", "multi_modal_projector"]  # 4 bits for the
 class TrainSide(Protocol):
     """One package with a model, its optimiser and a batch."""
 
-    def load(self, folder: Path, method: str, precision: str, rows: int, n_text: int, n_targets: int) -> None: ...
+    def load(
+        self, folder: Path, method: str, precision: str, rows: int, n_text: int, n_targets: int, device: str
+    ) -> None: ...
 
     def step(self) -> float:
         """One update; the loss before it."""
@@ -36,7 +38,9 @@ class TrainSide(Protocol):
 class OurStep:
     """This package."""
 
-    def load(self, folder: Path, method: str, precision: str, rows: int, n_text: int, n_targets: int) -> None:
+    def load(
+        self, folder: Path, method: str, precision: str, rows: int, n_text: int, n_targets: int, device: str
+    ) -> None:
         from paligemma.api.loading import QUANTIZE, fill
         from paligemma.checkpoints import open_checkpoint
         from paligemma.models.lora import LoraOptions, add_lora
@@ -51,7 +55,7 @@ class OurStep:
             config = checkpoint.config
             model = PaliGemmaModel(config, device="meta", dtype=dtype)
             packed = QUANTIZE["nf4"] if method == "qlora" else None
-            fill(model, checkpoint, torch.device("cpu"), packed=packed)
+            fill(model, checkpoint, torch.device(device), packed=packed)
         frozen: tuple[tuple[str, None], ...] = (("image", None),) if method == "frozen" else ()
         if method in ADAPTERS:
             add_lora(model, LoraOptions(rank=RANK, alpha=ALPHA))
@@ -75,7 +79,9 @@ class OurStep:
 class PeerStep:
     """transformers, with peft for adapters."""
 
-    def load(self, folder: Path, method: str, precision: str, rows: int, n_text: int, n_targets: int) -> None:
+    def load(
+        self, folder: Path, method: str, precision: str, rows: int, n_text: int, n_targets: int, device: str
+    ) -> None:
         from transformers import BitsAndBytesConfig, PaliGemmaForConditionalGeneration
 
         from paligemma.checkpoints import open_checkpoint
@@ -87,8 +93,10 @@ class PeerStep:
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=SKIPPED,
             )  # fmt: skip
-            more["device_map"] = "cpu"
+            more["device_map"] = device
         model: Any = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=dtype, **more)
+        if method != "qlora":
+            model.to(device)
         if method == "frozen":
             for name, parameter in model.named_parameters():
                 if "vision_tower" in name or "multi_modal_projector" in name:
@@ -101,9 +109,9 @@ class PeerStep:
         self.model = model.train()
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=LR, weight_decay=0.0)
-        self.is_bfloat16 = precision == "bfloat16"
+        self.is_bfloat16, self.device = precision == "bfloat16", device
         with open_checkpoint(folder) as checkpoint:
-            batch = make_step(checkpoint.config, rows, n_text, n_targets).parts[0]
+            batch = make_step(checkpoint.config, rows, n_text, n_targets).parts[0].to(device)
         image = model.config.image_token_id
         self.inputs = {
             "input_ids": batch.tokens.masked_fill(batch.mask_image, image),
@@ -114,7 +122,7 @@ class PeerStep:
         }
 
     def step(self) -> float:
-        autocast = torch.autocast("cpu", torch.bfloat16) if self.is_bfloat16 else contextlib.nullcontext()
+        autocast = torch.autocast(self.device, torch.bfloat16) if self.is_bfloat16 else contextlib.nullcontext()
         with autocast:
             loss = self.model(**self.inputs).loss
         loss.backward()
