@@ -191,9 +191,13 @@ def _worker(args: argparse.Namespace) -> int:
     side.load(args.weights, args.method[0], args.precision[0], args.batch, args.text, args.targets, args.device)
     held = {id(t): t for t in side.parameters()}.values()
     trained = sum(t.numel() for t in held if t.requires_grad)
-    weights = sum(t.nbytes for t in held) - (mapped_bytes(held) if args.device == "cpu" else 0)
+    mapped = mapped_bytes(held) if args.device == "cpu" else 0
+    weights = sum(t.nbytes for t in held) - mapped
     answer = measure_steps(side.step, torch.device(args.device), 1 if args.device == "cpu" else 3, args.steps)
-    print(json.dumps({"base_bytes": base, "exact_bytes": weights + 12 * trained, **answer}), flush=True)
+    print(
+        json.dumps({"base_bytes": base, "exact_bytes": weights + 12 * trained, "mapped_bytes": mapped, **answer}),
+        flush=True,
+    )
     return 0
 
 

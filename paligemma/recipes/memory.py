@@ -41,7 +41,7 @@ def setup_of(
         text_length=text,
         target_length=min(text, lengths.longest_target if lengths is not None else 32),
         n_images=max(1, lengths.n_images) if lengths is not None else 1,
-        weight_bytes=0.5 if recipe.method == "qlora" else _BYTES[dtype] if is_adapter else 4.0,
+        weight_bytes=_BYTES[dtype],
         compute_bytes=_BYTES[compute],
         recompute=recipe.recompute,
         devices=devices,

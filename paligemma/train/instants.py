@@ -189,12 +189,12 @@ def _loss_bytes(config: PaliGemmaConfig, setup: Setup, part: Pass) -> float:
 def _weight_bytes(setup: Setup, sizes: Mapping[str, int], trained: Mapping[str, int]) -> float:
     n_trained = sum(trained.values())
     if not setup.has_adapters:
-        return (sum(sizes.values()) - n_trained) * setup.weight_bytes + 4.0 * n_trained
+        return 4.0 * sum(sizes.values())
     if setup.method != "qlora":
         return sum(sizes.values()) * setup.weight_bytes + 4.0 * n_trained
     packed = sum(sizes[f"{path}.weight"] for path in linear_paths(sizes) if ".blocks." in path)
     rest = sum(sizes.values()) - packed
-    return packed * NF4_BYTES + rest * min(2.0, max(setup.weight_bytes, 2.0)) + 4.0 * n_trained
+    return packed * NF4_BYTES + rest * setup.weight_bytes + 4.0 * n_trained
 
 
 def _gathered(setup: Setup, sizes: Mapping[str, int], has_table: bool) -> float:

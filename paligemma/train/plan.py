@@ -13,7 +13,7 @@ from paligemma.checkpoints.rules import native_shapes
 from paligemma.config import PaliGemmaConfig
 from paligemma.train.flops import Work, step_work
 from paligemma.train.instants import Instant, instants
-from paligemma.train.setup import ADAPTERS, METHODS, Setup, trained_names
+from paligemma.train.setup import ADAPTERS, METHODS, Setup, trained_names, with_method
 
 __all__ = [
     "ADAPTERS", "METHODS", "Instant", "Plan", "Setup", "advice", "choose_method", "component_check", "largest_part",
@@ -87,7 +87,7 @@ def choose_method(config: PaliGemmaConfig, setup: Setup, available_bytes: float)
     """The first of full, LoRA and QLoRA whose plan fits into the memory at hand, and why, in one sentence."""
     told = []
     for method in ("full", "lora", "qlora"):
-        need = plan(config, replace(setup, method=method)).total_bytes
+        need = plan(config, with_method(setup, method)).total_bytes
         told.append(f"{method} needs {gib(need)}")
         if need <= available_bytes:
             return method, f"{told[-1]} of {gib(available_bytes)} at hand" + (
@@ -120,9 +120,9 @@ def remedies(config: PaliGemmaConfig, setup: Setup, available_bytes: float) -> I
     """
     wanted = [("", setup)]
     if setup.method in ("full", "frozen"):
-        wanted.append(("method=lora", replace(setup, method="lora")))
+        wanted.append(("method=lora", with_method(setup, "lora")))
     if setup.method != "qlora":
-        wanted.append(("method=qlora", replace(setup, method="qlora")))
+        wanted.append(("method=qlora", with_method(setup, "qlora")))
     for words, changed in wanted:
         for recompute in dict.fromkeys((setup.recompute, True)):
             tried = replace(changed, recompute=recompute)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from paligemma.checkpoints.rules import native_shapes
 from paligemma.config import PaliGemmaConfig
@@ -25,8 +25,8 @@ class Setup:
         part_size: examples in memory at once; batch_size: of a step, over all devices.
         text_length: text tokens of an example; target_length: of them learned.
         n_images: pictures per example.
-        weight_bytes: per value of frozen weights: 4 float32, 2 bfloat16; of QLoRA, of all but its matrices, at most 2.
-            Trained ones are float32.
+        weight_bytes: per value of weights below adapters: 4 float32, 2 bfloat16; of QLoRA, of all but its matrices.
+            All others are float32.
         compute_bytes: per value of a product's result: 4 float32, 2 bfloat16.
         recompute: activation checkpointing.
         devices: that share the step; sharded splits weights, gradients and moments among them as well.
@@ -65,6 +65,12 @@ class Setup:
     def length(self, config: PaliGemmaConfig) -> int:
         """Slots of a row, image tokens included."""
         return self.n_images * config.vision.n_image_tokens + self.text_length
+
+
+def with_method(setup: Setup, method: str) -> Setup:
+    """The same run in another way; products with a narrow base below adapters are as narrow."""
+    narrower = min(setup.compute_bytes, int(setup.weight_bytes)) if method in ADAPTERS else setup.compute_bytes
+    return replace(setup, method=method, compute_bytes=narrower)
 
 
 def trained_names(config: PaliGemmaConfig, setup: Setup) -> dict[str, int]:
