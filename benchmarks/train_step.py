@@ -134,7 +134,7 @@ def _head(args: argparse.Namespace, machine: dict[str, Any], rates: dict[str, An
         f"{machine['system']}. Matrix products: {reached}.\n"
         f"Python {machine['python']}, {versions}, commit {machine['commit']}. {_today()}.\n"
         f"Batch {args.batch}, {args.text} text tokens of which {args.targets} are learned; medians of "
-        f"{args.rounds * args.steps} steps ({args.rounds} processes x {args.steps}); {wall / 60:.0f} min.\n"
+        f"{args.rounds * args.steps} steps ({args.rounds} processes x {args.steps}).\n"
         "Precision bfloat16: autocast over float32 weights (full, frozen), a bfloat16 base (LoRA, QLoRA)."
     )
 
