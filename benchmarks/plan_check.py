@@ -29,6 +29,7 @@ def main() -> int:
         table, misses = _checked(json.loads(file.read_text()))
         text += f"\n{file.stem}: {table}"
         bad += misses
+    text += "\nThe shares of the pace were fitted to these steps; on another machine they are to be measured again.\n"
     text += f"\nAims: memory within {MEMORY_WITHIN:.0%}, time within {TIME_WITHIN:.0%}; {bad} cells outside.\n"
     print(text)
     if not args.no_save:

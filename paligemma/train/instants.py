@@ -158,6 +158,9 @@ def _blocks(
             tokens = part.n_images * config.vision.n_image_tokens
             kept, width = tower_block(config.vision, learns, part), config.vision.width * tokens
             working = tokens * (2.0 * config.vision.mlp_dim + config.vision.width) * part.compute
+        if setup.method == "qlora" and tower == "text":
+            # A matrix is unpacked for its product: its codes, its values, and copies in other orders.
+            working += 4.0 * max(matrices.values(), default=0) * part.compute
         working = working if learns.anything else 0.0
         n_trained = sum(moving[block].values()) + sum(adapted[block].values())
         if setup.recompute and learns.anything:

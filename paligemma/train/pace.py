@@ -15,9 +15,11 @@ from paligemma.train.plan import Plan
 from paligemma.train.setup import Setup
 
 # Bytes per trained value: Adam reads weight, gradient and two moments and writes three of them (28); the gradient is
-# written, and read for its norm (8); a first touch of fresh memory costs about as much again (8).
-UPDATE_BYTES = 44.0
+# written, and read for its norm (8).
+UPDATE_BYTES = 36.0
 CAST_BYTES = 6.0  # per value of a weight under autocast: float32 read, bfloat16 written
+# Large tensors of a CPU are mapped anew in every step, and the system clears each page at its first touch: bytes/s.
+FRESH_PAGES = 2e9
 TOUCHES = 8.0  # of a kept activation: written and read by norms, gates, residuals, and on the way back
 
 
@@ -56,6 +58,9 @@ def pace(config: PaliGemmaConfig, setup: Setup, planned: Plan, device: Device) -
     moved += CAST_BYTES * planned.n_values * is_cast
     moved += TOUCHES * kept * setup.n_parts
     memory = moved / (device.bandwidth * device.shares.memory)
+    if device.kind == "cpu":
+        casts = 2.0 * (planned.n_values + planned.n_trained) * is_cast
+        memory += (4.0 * planned.n_trained + casts + kept * setup.n_parts) / FRESH_PAGES
 
     sent = 0.0
     if setup.devices > 1:
