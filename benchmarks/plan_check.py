@@ -50,6 +50,7 @@ def _checked(saved: dict[str, Any]) -> tuple[str, int]:
     config = benchmark_config(settings["preset"], settings["depth"])
     device = Device(
         name="measured", kind="cpu", memory_bytes=0, flops=rates["flops"], bandwidth=rates["bandwidth"], link=1,
+        fresh=rates["fresh"],
         shares=MEASURED_CPU, source="the run",
     )  # fmt: skip
     lines = [

@@ -223,7 +223,7 @@ def _rates(device: str) -> dict[str, Any]:
     from paligemma.train.devices import device_of
 
     found = device_of("cpu" if device == "cpu" else "this")
-    return {"name": found.name, "flops": dict(found.flops), "bandwidth": found.bandwidth}
+    return {"name": found.name, "flops": dict(found.flops), "bandwidth": found.bandwidth, "fresh": found.fresh}
 
 
 def _today() -> str:

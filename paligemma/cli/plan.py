@@ -15,7 +15,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from paligemma.cli.run import table
-from paligemma.cli.train import add_recipe_arguments, recipe_of
+from paligemma.cli.train import add_recipe_arguments, huge_pages, recipe_of
 from paligemma.errors import OptionError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    huge_pages()  # as the run would
     from paligemma.train.devices import device_of
     from paligemma.train.pace import pace
     from paligemma.train.plan import advice, largest_part, plan

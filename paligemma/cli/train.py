@@ -11,6 +11,7 @@ An interrupted run goes on where it stopped: call the same command again.
 """
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="tracebacks for errors")
 
 
+def huge_pages() -> None:
+    """Have torch ask for huge pages, before it is imported: a full step on a CPU is half as long again without."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
 def run(args: argparse.Namespace) -> int:
+    huge_pages()
     import yaml
 
     from paligemma.recipes.transfer import run as transfer

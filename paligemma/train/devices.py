@@ -50,6 +50,8 @@ class Device:
         memory_bytes: what a program may take.
         flops: dtype -> dense FLOP/s.
         bandwidth: of its memory, bytes per second.
+        fresh: bytes per second of memory that is touched for the first time: large tensors of a CPU are mapped anew in
+            every step, and the system clears each page. A GPU's allocator keeps its memory.
         link: to its neighbours, bytes per second in one direction.
         shares: how much of this a step gets.
         source: of the numbers.
@@ -63,6 +65,7 @@ class Device:
     link: float
     shares: Shares = ASSUMED_GPU
     source: str
+    fresh: float = float("inf")
 
     def flops_of(self, dtype: str) -> float:
         """Peak in a dtype; one without instructions of its own runs as float32."""
@@ -141,6 +144,7 @@ def measured_cpu() -> Device:
     return Device(
         name=f"this CPU, {threads} thread{'s' * (threads > 1)}", kind="cpu", memory_bytes=available_memory(),
         flops=flops, bandwidth=copy_rate(place), link=1e9, shares=MEASURED_CPU, source="measured here",
+        fresh=fresh_rate(),
     )  # fmt: skip
 
 
@@ -165,6 +169,12 @@ def copy_rate(place: torch.device) -> float:
     source = torch.ones(1 << 25, device=place)
     target = torch.empty_like(source)
     return 2.0 * source.numel() * 4 / _fastest(lambda: target.copy_(source), place)
+
+
+def fresh_rate() -> float:
+    """Bytes per second of a first write to new memory; huge pages (THP_MEM_ALLOC_ENABLE=1) give several times more."""
+    n_bytes = 1 << 28
+    return n_bytes / _fastest(lambda: torch.empty(n_bytes, dtype=torch.uint8).zero_(), torch.device("cpu"), repeats=3)
 
 
 def available_memory() -> float:

@@ -18,8 +18,7 @@ from paligemma.train.setup import Setup
 # written, and read for its norm (8).
 UPDATE_BYTES = 36.0
 CAST_BYTES = 6.0  # per value of a weight under autocast: float32 read, bfloat16 written
-# Large tensors of a CPU are mapped anew in every step, and the system clears each page at its first touch: bytes/s.
-FRESH_PAGES = 2e9
+FRESH = 2.0  # times that gradients, casts and kept activations, or short-lived tensors of their size, are mapped anew
 TOUCHES = 8.0  # of a kept activation: written and read by norms, gates, residuals, and on the way back
 
 
@@ -58,9 +57,8 @@ def pace(config: PaliGemmaConfig, setup: Setup, planned: Plan, device: Device) -
     moved += CAST_BYTES * planned.n_values * is_cast
     moved += TOUCHES * kept * setup.n_parts
     memory = moved / (device.bandwidth * device.shares.memory)
-    if device.kind == "cpu":
-        casts = 2.0 * (planned.n_values + planned.n_trained) * is_cast
-        memory += (4.0 * planned.n_trained + casts + kept * setup.n_parts) / FRESH_PAGES
+    casts = 2.0 * (planned.n_values + planned.n_trained) * is_cast
+    memory += FRESH * (4.0 * planned.n_trained + casts + kept * setup.n_parts) / device.fresh
 
     sent = 0.0
     if setup.devices > 1:
