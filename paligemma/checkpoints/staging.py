@@ -102,3 +102,10 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Put a text in the place of a file's content: all of it or, on any interruption, nothing."""
+    part = path.with_name(f".{path.name}.partial")
+    part.write_text(text)
+    part.replace(path)

@@ -113,16 +113,21 @@ def _setup(
         lengths = measure(train, processor, recipe.loader.max_text, skip_broken=recipe.loader.skip_broken)
     method, why = recipe.method, "as asked"
     if method == "auto":
-        setup = setup_of(recipe, place, lengths, devices=args.devices)
+        setup = _of_length(setup_of(recipe, place, lengths, devices=args.devices), args.text)
         setup = dataclasses.replace(setup, sharded=args.devices > 1 and recipe.strategy != "ddp")
         method, why = choose_method(config, setup, device.memory_bytes)  # type: ignore[assignment]
-    setup = setup_of(dataclasses.replace(recipe, method=method), place, lengths, devices=args.devices)
-    if args.text is not None:
-        setup = dataclasses.replace(setup, text_length=args.text, target_length=min(args.text, setup.target_length))
+    known = dataclasses.replace(recipe, method=method)
+    setup = _of_length(setup_of(known, place, lengths, devices=args.devices), args.text)
     if args.devices > 1 and recipe.strategy != "ddp":
         is_needed = plan(config, setup).total_bytes > device.memory_bytes and method != "qlora"
         setup = dataclasses.replace(setup, sharded=recipe.strategy == "fsdp" or is_needed)
     return setup, n_examples, method, why
+
+
+def _of_length(setup: "Setup", text: int | None) -> "Setup":
+    if text is None:
+        return setup
+    return dataclasses.replace(setup, text_length=text, target_length=min(text, setup.target_length))
 
 
 def _told(a: dict[str, Any]) -> str:

@@ -7,6 +7,9 @@ cuts its share into parts. So the state of a loader is one number, and seeking c
     epoch 0: 3 1 4 0 2    epoch 1: 0 2 1 3 4    …        batch_size 3:  [3 1 4] [0 2 | 0] [2 1 3] …
 """
 
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -227,6 +230,9 @@ def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(n)
 
 
+GRACE_S = 60.0  # a reader that nobody ends after SIGTERM ends itself
+
+
 class _Steps(Dataset[Any]):
     """Steps by number for worker processes; an error travels as a value, so that its message arrives unchanged."""
 
@@ -242,3 +248,5 @@ class _Steps(Dataset[Any]):
 
 def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
+    # SIGTERM to a whole process group asks the trainer to save: readers must not die before it has.
+    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(GRACE_S, os._exit, (0,)).start())

@@ -13,12 +13,15 @@ from paligemma.api.loading import find, pick_device
 from paligemma.checkpoints import merge, open_checkpoint, read_adapter, write
 from paligemma.checkpoints.convert import padded_rows
 from paligemma.checkpoints.lora_write import write_adapter
+from paligemma.config import PaliGemmaConfig
 from paligemma.evals.folder import FolderReport, evaluate_folder
 from paligemma.models.lora import merge_lora
 from paligemma.recipes.card import write_card
+from paligemma.recipes.memory import fits_whole
 from paligemma.recipes.rows import Rows
 from paligemma.recipes.tree import to_tree
 from paligemma.train.hooks import read_log
+from paligemma.train.ranks import Ranks
 
 if TYPE_CHECKING:
     from paligemma.recipes.transfer import TransferRecipe
@@ -50,7 +53,10 @@ def finish(
     model, adapter, pg = write_weights(recipe, pg, folder)
     place = pick_device(recipe.device)
     if pg.device.type != place.type:  # a run that was shared out is put together on the CPU
-        pg = load(model or recipe.model, device=place, adapter=None if model else adapter)
+        del pg
+        choices = {} if model else dict(recipe.choices)  # they stand in the written configuration
+        where = place if fits_whole(base_config(model or recipe.model), place, Ranks()) else "cpu"
+        pg = load(model or recipe.model, device=where, adapter=None if model else adapter, **choices)
     report = answers_of(pg, held_out, recipe, progress) if len(held_out) else None
     if report is not None:
         write_scores(report, folder)
@@ -63,6 +69,12 @@ def finish(
     write_card(folder, to_tree(recipe), report, before_scores, n_train=n_train)
     say(f"the tuned model: {model or adapter}")
     return model, adapter, report
+
+
+def base_config(name: str | Path) -> PaliGemmaConfig:
+    """What stands in a checkpoint's header."""
+    with open_checkpoint(find(name)) as checkpoint:
+        return checkpoint.config
 
 
 def write_weights(recipe: "TransferRecipe", pg: PaliGemma, folder: Path) -> tuple[Path | None, Path | None, PaliGemma]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from paligemma.checkpoints.rules import native_shapes
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import TrainingError
 from paligemma.recipes.rows import Lengths
@@ -72,6 +74,12 @@ def strategy_of(
     fits = plan(config, setup).total_bytes <= share(device, ranks)
     chosen: Strategy = ranks.from_first("ddp" if fits else "fsdp")
     return chosen
+
+
+def fits_whole(config: PaliGemmaConfig, device: torch.device, ranks: Ranks) -> bool:
+    """Whether one process can hold the whole model in order to ask it: bfloat16 on CUDA, float32 elsewhere."""
+    n_values = sum(math.prod(shape) for shape in native_shapes(config).values())
+    return n_values * (2 if device.type == "cuda" else 4) * 1.2 < share(device, ranks)
 
 
 def share(device: torch.device, ranks: Ranks) -> float:

@@ -1,5 +1,6 @@
 """Sample predictions: a page of held-out pictures with what the model answers now, drawn at every validation."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,9 @@ from PIL import Image
 from paligemma.api import PaliGemma
 from paligemma.data.example import Example
 from paligemma.draw import overlay, sheet
+from paligemma.errors import PaliGemmaError
 from paligemma.evals.folder import MAX_NEW_TOKENS, kind_of
+from paligemma.processing.image import load_image
 from paligemma.recipes.rows import Rows
 from paligemma.tasks import TASKS
 from paligemma.train.state import TrainState
@@ -29,7 +32,13 @@ class Samples:
     def __init__(self, pg: PaliGemma, rows: Rows, folder: Path, n: int = N_SAMPLES) -> None:
         self.pg, self.folder = pg, folder / "samples"
         n = min(n, len(rows))
-        self.examples = [e for e in (rows[i * len(rows) // n] for i in range(n)) if e.images] if n else []
+        self.examples = []
+        for i in range(n):
+            # A row that cannot be read is told of by the run, or left out where that is allowed: not a matter of pages.
+            with contextlib.suppress(PaliGemmaError):
+                example = rows[i * len(rows) // n]
+                if example.images and load_image(example.images[0]) is not None:
+                    self.examples.append(example)
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Draw; there are no numbers in it."""
@@ -61,8 +70,6 @@ def page(pg: PaliGemma, examples: Sequence[Example]) -> Image.Image:
 
 
 def _shown(image: object) -> Image.Image:
-    from paligemma.processing.image import load_image
-
     picture = Image.fromarray(load_image(image))
     picture.thumbnail((LONGEST_PX, LONGEST_PX), Image.Resampling.LANCZOS)
     return picture

@@ -80,7 +80,7 @@ def method_before(folder: Path) -> str | None:
     file = folder / "config.yaml"
     if not file.exists() or not any((folder / "checkpoints").glob("step-*")):
         return None
-    method = yaml.safe_load(file.read_text()).get("method")
+    method = (yaml.safe_load(file.read_text()) or {}).get("method")
     return method if isinstance(method, str) else None
 
 

@@ -7,20 +7,23 @@ The defaults are the simple setting of the reports (PaliGemma, section 4 and app
 """
 
 import dataclasses
+import gc
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 
+from paligemma.checkpoints.staging import replace_text
 from paligemma.data.loader import Loader, LoaderOptions
 from paligemma.errors import OptionError, TrainingError
 from paligemma.evals.folder import FolderReport
 from paligemma.models.lora import LoraOptions
 from paligemma.recipes.finish import answers_of, finish
-from paligemma.recipes.memory import advising, method_of, strategy_of
+from paligemma.recipes.memory import advising, fits_whole, method_of, strategy_of
 from paligemma.recipes.rows import Rows, Weighted, measure, splits
 from paligemma.recipes.samples import N_SAMPLES, Samples
 from paligemma.recipes.start import Base, Start, base_model, method_before, open_base, rebuilt, settled, start
@@ -165,7 +168,10 @@ def run(
         raise TrainingError(f"{folder}: holds a run already: expected a new folder. Resume it, or choose another.")
     before = None
     if ranks.is_first and len(held_out) and snapshot is None:
-        before = first_scores(options, base, held_out, folder, progress)
+        if sharded and not fits_whole(base.config, base.device, ranks):
+            say("the model does not fit one device whole: it is not scored before training")
+        else:
+            before = first_scores(options, base, held_out, folder, progress)
     with advising(options, base.config, base.device, lengths):
         begun = start(options, base, len(train), token_loss, ranks=ranks if sharded else None)
         if snapshot is not None:
@@ -178,7 +184,10 @@ def run(
         return TransferResult(folder, None, None, None, before, result.finished, last_loss)
     pg = begun.pg
     if sharded:
-        del begun
+        del begun, pg
+        gc.collect()  # weights and moments of a device make room for the whole model
+        if base.device.type == "cuda":
+            torch.cuda.empty_cache()
         pg = rebuilt(options, base, len(train), snapshots.read(result.step))
     model, adapter, report = finish(
         options, pg, held_out, folder, before, n_train=len(train), progress=progress, say=say
@@ -209,7 +218,7 @@ def _teach(
     log = None
     if ranks.is_first:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(yaml.safe_dump(to_tree(options), sort_keys=False))
+        replace_text(folder / "config.yaml", yaml.safe_dump(to_tree(options), sort_keys=False))
         log = JsonLog(folder / "log.jsonl", resumed_at=state.step)
         hooks.append(log)
         if progress:
@@ -233,7 +242,7 @@ def validation(
     options: TransferRecipe, loss: Loss, held_out: Rows, begun: Start, log: JsonLog | None, ranks: Ranks
 ) -> Validate:
     """The loss on all held-out rows, as often as the recipe says."""
-    whole = dataclasses.replace(options.loader, workers=0, skip_broken=False)
+    whole = dataclasses.replace(options.loader, workers=0)
     loader = Loader(held_out, begun.pg.processor, whole, ranks.rank, ranks.world_size)
     also = []
     if ranks.is_first and options.samples and not is_sharded(begun.state.model):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from paligemma.checkpoints.staging import replace_text
 from paligemma.data.loader import Loader
 from paligemma.train.loop import FitOptions, Loss, StepReport, precision
 from paligemma.train.loss import target_counts
@@ -32,7 +33,7 @@ class JsonLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_at]
-            path.write_text("".join(f"{line}\n" for line in kept))
+            replace_text(path, "".join(f"{line}\n" for line in kept))
         self.path = path
 
     def write(self, **values: Any) -> None:
@@ -99,8 +100,8 @@ class Validate:
             self._run(state)
 
     def score(self, state: TrainState) -> float | None:
-        """Larger is better; None before the first validation."""
-        return -self.values["loss"] if "loss" in self.values else None
+        """Larger is better; None where these weights were not validated."""
+        return -self.values["loss"] if self.at == state.step else None
 
     @torch.no_grad()
     def _run(self, state: TrainState) -> None:

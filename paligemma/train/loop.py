@@ -149,6 +149,7 @@ def fit(
     loss = loss or default_loss(options)
     prepare(state.model, options)
     saved, arrived, report = time.monotonic(), time.monotonic(), None
+    kept = state.step if snapshots is not None and state.step in snapshots.steps() else -1
     with _stop_on_sigterm() as asked_to_stop:
         for data in loader.steps(state.step, options.steps):
             wait_s = time.monotonic() - arrived
@@ -156,20 +157,31 @@ def fit(
             for hook in hooks:
                 hook.after_step(state, report)
             stop = ranks.any(asked_to_stop.is_set())
-            if snapshots is not None and (stop or _is_due(state.step, options, saved, ranks)):
-                snapshots.save(state.step, state.tensors(), state.values(), score=score(state) if score else None)
-                saved = time.monotonic()
             if stop:
                 break
+            if snapshots is not None and _is_due(state.step, options, saved, ranks):
+                snapshots.save(state.step, state.tensors(), state.values(), score=score(state) if score else None)
+                saved, kept = time.monotonic(), state.step
             arrived = time.monotonic()
     finished = state.step >= options.steps
-    if snapshots is not None:
-        snapshots.save(
-            state.step, state.tensors(), state.values(), score=score(state) if score else None, wait=True
-        )  # fmt: skip
-    for hook in hooks:
-        hook.finish(state)
+    with contextlib.ExitStack() as last:
+        if snapshots is not None:
+            last.callback(_save_last, state, snapshots, score, kept)
+        if not finished:  # whoever sends SIGTERM does not wait long
+            last.close()
+        for hook in hooks:
+            hook.finish(state)
     return FitResult(state.step, finished, report)
+
+
+def _save_last(
+    state: TrainState, snapshots: Snapshots, score: Callable[[TrainState], float | None] | None, kept: int
+) -> None:
+    """The state at the end, unless it is what was saved last."""
+    if state.step == kept:
+        snapshots.finish(strict=True)
+    else:
+        snapshots.save(state.step, state.tensors(), state.values(), score=score(state) if score else None, wait=True)
 
 
 def train_step(
@@ -201,10 +213,10 @@ def train_step(
     ranks.add_gradients(state.optimizer.parameters)
     (mean,) = (value / max(count, 1.0) for value in ranks.sums([total], device))
     if not (math.isfinite(mean) and mean <= options.max_loss):
-        raise _failure(state, data, mean, options, failure_folder)
+        raise _failure(state, data, mean, options, failure_folder, ranks)
     norm = state.optimizer.update(state.step)
     if not math.isfinite(norm):
-        raise _failure(state, data, norm, options, failure_folder, what="the norm of the gradients")
+        raise _failure(state, data, norm, options, failure_folder, ranks, what="the norm of the gradients")
     factors = tuple(state.optimizer.factors(state.step))
     state.step += 1
     n_examples, n_images, n_tokens, n_targets, n_slots, n_cut, n_silenced = (int(size) for size in sizes)
@@ -269,11 +281,12 @@ def _failure(
     value: float,
     options: FitOptions,
     folder: Path | None,
+    ranks: Ranks,
     what: str = "the loss",
 ) -> TrainingError:
     where = ""
     if folder is not None:
-        path = folder / f"failed-step-{state.step:06d}"
+        path = folder / f"failed-step-{state.step:06d}" / (f"rank-{ranks.rank}" if ranks.world_size > 1 else "")
         path.mkdir(parents=True, exist_ok=True)
         for number, part in enumerate(data.parts):
             fields = {name: getattr(part, name) for name in (*ROW_FIELDS, "pixels", "image_embeds", "weights")}

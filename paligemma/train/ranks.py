@@ -40,16 +40,19 @@ class Ranks:
         if kind == "cuda":
             torch.cuda.set_device(local_rank)
         if not dist.is_initialized():
-            # A restart by torchrun finds the addresses of the dead in the same store: every life has keys of its own.
             store, rank, world_size = next(rendezvous("env://", timeout=WAIT))
-            life = PrefixStore(f"life {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+                # A restart by torchrun finds the addresses of the dead in the same store: every life has keys of its
+                # own. The agents of several machines do not count alike (docs/distributed.md).
+                store = PrefixStore(f"life {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
             # Numbers on the CPU, such as flags, travel by gloo beside the gradients of a GPU. The first rank scores the
             # model while the others wait.
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
-                store=life, rank=rank, world_size=world_size, timeout=WAIT,
+                store=store, rank=rank, world_size=world_size, timeout=WAIT,
             )  # fmt: skip
-            atexit.register(_leave)
+            if kind != "cuda":  # NCCL leaves with all ranks or not at all, and the others may hang in a step
+                atexit.register(_leave)
         return cls(dist.get_rank(), dist.get_world_size(), local_rank)
 
     @property

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from paligemma.train.ranks import Ranks
+from paligemma.train.ranks import WAIT, Ranks
 
 Tensors = Mapping[str, Mapping[str, Tensor]]  # stem ("model", "optimizer") -> names -> tensors
 Specs = dict[str, dict[str, tuple[tuple[int, ...], torch.dtype]]]
@@ -32,7 +32,7 @@ class ShardWriter:
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
         # A group of its own: its messages go on beside those of training.
-        self._group: Any = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
+        self._group: Any = dist.new_group(backend="gloo", timeout=WAIT) if ranks.world_size > 1 else None
         self._mesh: DeviceMesh = init_device_mesh("cpu", (ranks.world_size,))
 
     def copied(self, tensors: Tensors) -> dict[str, Tensor]:

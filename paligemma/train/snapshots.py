@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -168,6 +169,8 @@ class Snapshots:
 
     def _write_shards(self, step: int, pieces: dict[str, Tensor], values: dict[str, Any]) -> None:
         assert self._shards is not None
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.set_device(self.ranks.local_rank)  # a thread begins at device 0
         part = self.folder / f".step-{step:06d}.partial"
         try:
             self._shards.agree(shutil.rmtree if self.ranks.is_first else _nothing, part, True)
@@ -192,7 +195,7 @@ class Snapshots:
         for folder in {part, *((part / name).parent for name in manifest)}:
             sync_folder(folder)
         self._put_in_place(part, self.path(step))
-        self._prune()
+        self._prune(step)
 
     def _put_in_place(self, part: Path, final: Path) -> None:
         # A run that went back to an older snapshot meets the folder of the same step again.
@@ -203,8 +206,9 @@ class Snapshots:
         sync_folder(self.folder)
         shutil.rmtree(old, ignore_errors=True)
 
-    def _prune(self) -> None:
-        steps = self.steps()
+    def _prune(self, written: int) -> None:
+        # Later ones are torn: the run went back before them, and will come to them again.
+        steps = [step for step in self.steps() if step <= written]
         keep = set(steps[-self.keep :])
         best = self.best()
         for step in steps:
@@ -233,7 +237,11 @@ class Snapshots:
     def _newest(self) -> int | None:
         if self.folder.is_dir():
             for path in self.folder.glob(".step-*"):
-                shutil.rmtree(path, ignore_errors=True)
+                final = self.folder / path.name[1:].split(".")[0]
+                if ".old-" in path.name and not final.exists():  # its writer died before the new one stood there
+                    path.rename(final)
+                else:
+                    shutil.rmtree(path, ignore_errors=True)
         for step in reversed(self.steps()):
             try:
                 return self.read(step).step

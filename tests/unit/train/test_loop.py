@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from paligemma.errors import DataError, OptionError, TrainingError
+from paligemma.train.hooks import Validate
 from paligemma.train.loop import FitOptions, StepReport, default_loss, fit
 from paligemma.train.snapshots import Snapshots
 from paligemma.train.state import TrainState
@@ -197,3 +198,26 @@ def test_compiled_blocks_train_as_plain_ones_and_write_the_same_names(rows, tmp_
     fit(compiled, loader_of(rows), FitOptions(steps=3, compile=True), hooks=[told_compiled], snapshots=snapshots)
     assert [r.loss for r in told_compiled.reports] == pytest.approx([r.loss for r in told.reports], rel=1e-4)
     assert weights_of(compiled).keys() == weights_of(plain).keys() == snapshots.latest().whole("model").keys()
+
+
+def test_a_snapshot_is_scored_by_its_own_weights_or_not_at_all(rows, tmp_path):
+    options = FitOptions(steps=6, save_every=1, keep=9)
+    validate = Validate(loader_of(rows), options, default_loss(options), every=2)
+    snapshots = Snapshots(tmp_path, keep=9)
+    fit(state_of(options), loader_of(rows), options, hooks=[validate], snapshots=snapshots, score=validate.score)
+    scores = {
+        step: json.loads((snapshots.path(step) / "values.json").read_text())["score"] for step in snapshots.steps()
+    }
+    assert [step for step, score in scores.items() if score is not None] == [2, 4, 6]
+    assert scores[6] == -validate.values["loss"]
+
+
+def test_going_on_with_a_finished_run_leaves_its_snapshot_as_it_is(rows, tmp_path):
+    options = FitOptions(steps=2)
+    snapshots = Snapshots(tmp_path)
+    state = state_of(options)
+    fit(state, loader_of(rows), options, snapshots=snapshots, score=lambda _state: 0.5)
+    before = (snapshots.path(2) / "values.json").stat().st_mtime_ns
+    fit(state, loader_of(rows), options, snapshots=snapshots)
+    assert (snapshots.path(2) / "values.json").stat().st_mtime_ns == before
+    assert snapshots.best() == 2

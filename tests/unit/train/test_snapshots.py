@@ -116,3 +116,25 @@ def test_no_snapshot_is_none(tmp_path):
     with pytest.warns(UserWarning, match="torn"):
         assert Snapshots(tmp_path).latest() is None
     assert json.dumps(Snapshots(tmp_path).best()) == "null"
+
+
+def test_a_snapshot_that_was_being_replaced_comes_back(tmp_path):
+    snapshots = Snapshots(tmp_path)
+    snapshots.save(3, tensors(3), {}, wait=True)
+    snapshots.path(3).rename(tmp_path / ".step-000003.old-ab12cd34")  # killed between the two renames
+    assert snapshots.latest().step == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000003"]
+
+
+def test_a_torn_later_snapshot_never_costs_the_one_just_written(tmp_path):
+    snapshots = Snapshots(tmp_path, keep=1)
+    for step in (1, 3):
+        snapshots.keep = 2
+        snapshots.save(step, tensors(step), {}, wait=True)
+    (snapshots.path(3) / "model.safetensors").write_bytes(b"torn")
+    snapshots.keep = 1
+    with pytest.warns(UserWarning, match="Going back"):
+        assert snapshots.latest().step == 1
+    snapshots.save(2, tensors(2), {}, wait=True)
+    with pytest.warns(UserWarning, match="Going back"):
+        assert snapshots.latest().step == 2
