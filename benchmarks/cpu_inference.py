@@ -15,7 +15,6 @@ import datetime
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -106,18 +105,13 @@ def _worker(args: argparse.Namespace) -> int:
 
 
 def _spawn(args: argparse.Namespace, side: str, folder: Path, dtype: str) -> dict[str, Any]:
+    from helpers.machine import run_worker
+
     command = [
         sys.executable, __file__, "--worker", side, "--weights", str(folder), "--dtype", dtype,
         "--batch", *map(str, args.batch), "--repeats", str(args.repeats), "--threads", str(args.threads),
     ]  # fmt: skip
-    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH", "")]))
-    env = {**os.environ, **quiet, "PYTHONPATH": path, "OMP_NUM_THREADS": str(args.threads)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{side} in {dtype} failed (exit status {done.returncode}; -9: out of memory).\n{done.stderr}")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    return run_worker(command, args.threads, f"{side} in {dtype}")
 
 
 def _require_room(args: argparse.Namespace, n_parameters: int) -> None:

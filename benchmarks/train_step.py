@@ -20,7 +20,6 @@ import datetime
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -202,6 +201,8 @@ def _worker(args: argparse.Namespace) -> int:
 
 
 def _spawn(args: argparse.Namespace, side: str, cell: str, folder: Path) -> dict[str, Any]:
+    from helpers.machine import run_worker
+
     method, precision = cell.split()
     command = [
         sys.executable, __file__, "--worker", side, "--weights", str(folder), "--method", method,
@@ -209,14 +210,7 @@ def _spawn(args: argparse.Namespace, side: str, cell: str, folder: Path) -> dict
         "--targets", str(args.targets), "--steps", str(args.steps), "--threads", str(args.threads),
         "--device", args.device,
     ]  # fmt: skip
-    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH", "")]))
-    env = {**os.environ, **quiet, "PYTHONPATH": path, "OMP_NUM_THREADS": str(args.threads)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{side}, {cell} failed (exit status {done.returncode}; -9: out of memory).\n{done.stderr}")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    return run_worker(command, args.threads, f"{side}, {cell}")
 
 
 def _rates(device: str) -> dict[str, Any]:

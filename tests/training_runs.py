@@ -17,7 +17,7 @@ from paligemma.models.paligemma import PaliGemmaModel
 from paligemma.presets import TINY
 from paligemma.processing.processor import Processor
 from paligemma.processing.tokenizer import Tokenizer
-from paligemma.train.loop import FitOptions
+from paligemma.train.loop import FitOptions, StepReport
 from paligemma.train.optim import Optimizer, OptimOptions
 from paligemma.train.schedule import Duration, Schedule
 from paligemma.train.state import TrainState
@@ -75,3 +75,13 @@ def optim_options(**changes: Any) -> OptimOptions:
 
 def weights_of(state: TrainState) -> dict[str, torch.Tensor]:
     return copy.deepcopy(state.model.state_dict())
+
+
+class Losses(list[float]):
+    """A hook that keeps the loss of every step."""
+
+    def after_step(self, state: TrainState, report: StepReport) -> None:
+        self.append(report.loss)
+
+    def finish(self, state: TrainState) -> None:
+        """Nothing is left to do."""

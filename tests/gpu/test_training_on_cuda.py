@@ -11,7 +11,7 @@ from paligemma.train.loop import FitOptions, fit
 from paligemma.train.optim import Optimizer
 from paligemma.train.snapshots import Snapshots
 from paligemma.train.state import TrainState
-from tests.training_runs import loader_of, optim_options, state_of, write_rows
+from tests.training_runs import Losses, loader_of, optim_options, state_of, write_rows
 
 pytestmark = pytest.mark.gpu
 DECODER = r"text\.blocks\.\d+\.(attn|mlp)\.\w+"
@@ -20,14 +20,6 @@ DECODER = r"text\.blocks\.\d+\.(attn|mlp)\.\w+"
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("rows"), 10)
-
-
-class Losses(list):
-    def after_step(self, state, report):
-        self.append(report.loss)
-
-    def finish(self, state):
-        pass
 
 
 def begin(device: str, options: FitOptions, *, method: str = "full") -> TrainState:

@@ -16,7 +16,7 @@ from paligemma.train.loop import FitOptions, fit
 from paligemma.train.loss import loss_sums
 from paligemma.train.optim import Optimizer
 from paligemma.train.state import TrainState
-from tests.training_runs import loader_of, optim_options, state_of, write_rows
+from tests.training_runs import Losses, loader_of, optim_options, state_of, write_rows
 
 bnb = pytest.importorskip("bitsandbytes", reason="the extra qlora is not installed")
 DECODER = r"text\.blocks\.\d+\.(attn|mlp)\.\w+"
@@ -97,16 +97,8 @@ def test_a_run_moves_the_adapters_and_leaves_the_packed_weights_alone(rows):
     model, _ = packed_state()
     before = {name: t.clone() for name, t in model.state_dict().items()}
     optimizer = Optimizer(model.named_parameters(), optim_options(), total_steps=6)
-    losses = []
-
-    class Keep:
-        def after_step(self, state, report):
-            losses.append(report.loss)
-
-        def finish(self, state):
-            pass
-
-    fit(TrainState(model, optimizer), loader_of(rows), options, hooks=[Keep()])
+    losses = Losses()
+    fit(TrainState(model, optimizer), loader_of(rows), options, hooks=[losses])
     moved = {name for name, t in model.state_dict().items() if not torch.equal(t, before[name])}
     assert moved
     assert all(".adapters." in name for name in moved), sorted(moved)[:3]

@@ -7,7 +7,7 @@ from paligemma.errors import OptionError
 from paligemma.train.loop import FitOptions, fit
 from paligemma.train.optim import OptimOptions
 from paligemma.train.snapshots import Snapshots
-from tests.training_runs import loader_of, state_of, weights_of, write_rows
+from tests.training_runs import Losses, loader_of, state_of, weights_of, write_rows
 
 pytest.importorskip("bitsandbytes", reason="the extra qlora is not installed")
 
@@ -15,14 +15,6 @@ pytest.importorskip("bitsandbytes", reason="the extra qlora is not installed")
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     return write_rows(tmp_path_factory.mktemp("rows"), 10)
-
-
-class Losses(list):
-    def after_step(self, state, report):
-        self.append(report.loss)
-
-    def finish(self, state):
-        pass
 
 
 def moments_bytes(state) -> int:
