@@ -35,7 +35,7 @@ fast-tests: $(VENV)/.dev
 	$(PYTEST) -n $(JOBS) --dist worksteal -m "not slow and not soak" tests/unit tests/properties
 
 soak: $(VENV)/.test ## long randomised runs: other examples each time, many more of them
-	HYPOTHESIS_PROFILE=soak $(PYTEST) -n $(JOBS) -m "soak or not slow" tests/properties tests/unit
+	HYPOTHESIS_PROFILE=soak $(PYTEST) -n $(JOBS) -m "soak or not slow" tests/properties tests/unit tests/e2e
 
 parity-latest: $(VENV)-latest/.done ## the parity tests against the newest transformers instead of the pinned one
 	OMP_NUM_THREADS=1 $(VENV)-latest/bin/python -m pytest -n $(JOBS) tests/parity

@@ -174,28 +174,33 @@ def test_a_run_that_is_killed_twenty_times_loses_nothing(folder, tmp_path):
 
 def kill_often(folder: Path, tmp_path: Path, n_kills: int, seed: int) -> None:
     """SIGKILL at random moments, while saving too: a snapshot is written at every step."""
-    options = ["--method", "full", "--steps", "12", "--set", "fit.save_every=1", "--set", "fit.dropout=0.1"]
+    n_steps = 8 * n_kills
+    options = ["--method", "full", "--steps", str(n_steps), "--set", "fit.save_every=1", "--set", "fit.dropout=0.1"]
+    options += ["--set", "samples=0"]
     assert train(folder, tmp_path / "whole", *options) == 0
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    first, *_, last = (row["time"] for row in rows if row["kind"] == "step")
+    life = (last - first) / n_kills  # on average half of this, so that the run outlives the killings
     command = command_line(folder, tmp_path / "killed", *options)
     chance, killed, log = random.Random(seed), 0, tmp_path / "killed" / "log.jsonl"
     while killed < n_kills:
         process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=ENV)
         read_until(process, b"step")  # the bar of the loop: earlier there is nothing to lose
         try:
-            process.wait(timeout=chance.uniform(0, 1.5))
+            process.wait(timeout=chance.uniform(0, life))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
         process.stderr.close()
         if process.wait() != -signal.SIGKILL:
             break  # it got through before it could be killed
         killed += 1
-    assert killed
+    assert killed == n_kills
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (_, whole), (_, found) = (read(tmp_path / name / "model") for name in ("whole", "killed"))
     assert all(torch.equal(whole[name], found[name]) for name in whole)
     rows = [json.loads(line)["step"] for line in log.read_text().splitlines() if '"kind": "step"' in line]
-    assert rows == list(range(1, 13))
+    assert rows == list(range(1, n_steps + 1))
 
 
 @pytest.mark.slow
