@@ -99,7 +99,7 @@ def read_config(folder: Path, facts: Facts) -> PaliGemmaConfig:
         resize = parse_preprocessor(preprocessor, config, str(folder))
     except PaliGemmaError:
         raise
-    except (TypeError, ValueError, AttributeError, KeyError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:
         raise ConfigError(
             f"{folder}: a field of config.json or of the preprocessor file has the wrong type ({error}): expected what "
             "transformers writes. Restore the files."
@@ -234,7 +234,8 @@ def _vision(values: Mapping[str, Any], facts: Facts, where: str) -> VisionConfig
         raise ConfigError(f"{where}: vision_config.hidden_act={act!r}: expected gelu_pytorch_tanh.")
     patch = _agree(where, "vision_config.patch_size", values.get("patch_size"), facts.patch_size)
     resolution = values.get("image_size") or big_vision.resolution_for(facts.n_positions, patch, where)
-    if (resolution // patch) ** 2 != facts.n_positions:
+    is_whole = isinstance(resolution, int) and not isinstance(resolution, bool)
+    if not is_whole or (resolution // patch) ** 2 != facts.n_positions:
         raise ConfigError(
             f"{where}: vision_config.image_size={resolution} disagrees with the weights, whose position table has "
             f"{facts.n_positions} rows: expected {math.isqrt(facts.n_positions) * patch}."
