@@ -114,8 +114,10 @@ def _setup(
     method, why = recipe.method, "as asked"
     if method == "auto":
         setup = _of_length(setup_of(recipe, place, lengths, devices=args.devices), args.text)
-        setup = dataclasses.replace(setup, sharded=args.devices > 1 and recipe.strategy != "ddp")
-        method, why = choose_method(config, setup, device.memory_bytes)  # type: ignore[assignment]
+        may_share = recipe.strategy != "ddp"
+        method, why = choose_method(  # type: ignore[assignment]
+            config, setup, device.memory_bytes, may_share=may_share
+        )
     known = dataclasses.replace(recipe, method=method)
     setup = _of_length(setup_of(known, place, lengths, devices=args.devices), args.text)
     if args.devices > 1 and recipe.strategy != "ddp":

@@ -58,8 +58,8 @@ def method_of(
     if recipe.method != "auto":
         return recipe.method, "as asked"
     setup = setup_of(recipe, device, lengths, devices=ranks.world_size)
-    setup = dataclasses.replace(setup, sharded=recipe.strategy != "ddp" and ranks.world_size > 1)
-    method, why = ranks.from_first(choose_method(config, setup, share(device, ranks)))
+    may_share = recipe.strategy != "ddp"
+    method, why = ranks.from_first(choose_method(config, setup, share(device, ranks), may_share=may_share))
     return method, why
 
 

@@ -83,17 +83,35 @@ def component_check(trained: Mapping[str, int]) -> Callable[[str], bool]:
     return has
 
 
-def choose_method(config: PaliGemmaConfig, setup: Setup, available_bytes: float) -> tuple[str, str]:
-    """The first of full, LoRA and QLoRA whose plan fits into the memory at hand, and why, in one sentence."""
+WAYS = ("full", "lora", "qlora")  # from the best result to the least memory
+
+
+def choose_method(
+    config: PaliGemmaConfig, setup: Setup, available_bytes: float, *, may_share: bool = False
+) -> tuple[str, str]:
+    """The first of full, LoRA and QLoRA whose plan fits into the memory at hand, and why, in one sentence.
+
+    Args:
+        may_share: whether several devices may share the weights out, where that allows a better way.
+    """
+    method, why = _choose(config, setup, available_bytes)
+    if may_share and setup.devices > 1 and method != WAYS[0]:
+        better, reason = _choose(config, replace(setup, sharded=True), available_bytes)
+        if WAYS.index(better) < WAYS.index(method):
+            return better, f"shared out over {setup.devices} devices, {reason}"
+    return method, why
+
+
+def _choose(config: PaliGemmaConfig, setup: Setup, available_bytes: float) -> tuple[str, str]:
     told = []
-    for method in ("full", "lora", "qlora"):
+    for method in WAYS:
         need = plan(config, with_method(setup, method)).total_bytes
         told.append(f"{method} needs {gib(need)}")
         if need <= available_bytes:
             return method, f"{told[-1]} of {gib(available_bytes)} at hand" + (
                 f" ({', '.join(told[:-1])})" if told[:-1] else ""
             )
-    return "qlora", f"{', '.join(told)}, and {gib(available_bytes)} are at hand: expect to run out of memory"
+    return WAYS[-1], f"{', '.join(told)}, and {gib(available_bytes)} are at hand: expect to run out of memory"
 
 
 def largest_part(config: PaliGemmaConfig, setup: Setup, available_bytes: float, *, most: int = 4096) -> int:
