@@ -129,4 +129,10 @@ def _overview() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # Under torchrun: threads of a process group whose other members have left can abort an ordinary end.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
