@@ -58,7 +58,7 @@ def pace(config: PaliGemmaConfig, setup: Setup, planned: Plan, device: Device) -
     moved += TOUCHES * kept * setup.n_parts
     memory = moved / (device.bandwidth * device.shares.memory)
     casts = 2.0 * (planned.n_values + planned.n_trained) * is_cast
-    memory += FRESH * (4.0 * planned.n_trained + casts + kept * setup.n_parts) / device.fresh
+    memory += FRESH * (4.0 * planned.n_trained / shards + casts + kept * setup.n_parts) / device.fresh
 
     sent = 0.0
     if setup.devices > 1:
