@@ -22,6 +22,8 @@ from paligemma.results import (
     Word,
     mask_from_rle,
     mask_to_rle,
+    pack_counts,
+    unpack_counts,
 )
 
 Found = Detections | Segments | ReadText
@@ -157,38 +159,6 @@ def mask_of(row: Mapping[str, Any]) -> BoolMask:
     rle = row["segmentation"]
     counts = rle["counts"]
     return mask_from_rle({"size": rle["size"], "counts": unpack_counts(counts) if isinstance(counts, str) else counts})
-
-
-def pack_counts(counts: Sequence[int]) -> str:
-    """Run lengths as COCO's compressed text: differences to the run before last, five bits a character.
-
-    Source: pycocotools `maskApi.c`, rleToString.
-    """
-    characters = []
-    for i, count in enumerate(counts):
-        x = count - counts[i - 2] if i > 2 else count
-        more = True
-        while more:
-            low, x = x & 0x1F, x >> 5
-            more = x != (-1 if low & 0x10 else 0)
-            characters.append(chr(48 + (low | 0x20 if more else low)))
-    return "".join(characters)
-
-
-def unpack_counts(text: str) -> list[int]:
-    """Inverse of `pack_counts`."""
-    counts: list[int] = []
-    x = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        x |= (bits & 0x1F) << shift
-        shift += 5
-        if not bits & 0x20:
-            if bits & 0x10:
-                x -= 1 << shift
-            counts.append(x + counts[-2] if len(counts) > 2 else x)
-            x = shift = 0
-    return counts
 
 
 def _row(item: Detection | Segment | Word, categories: Mapping[str, int]) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import paligemma
-from paligemma.data.jsonl import Jsonl
 from paligemma.data.loader import LoaderOptions
+from paligemma.data.sources.jsonl import Jsonl
 from paligemma.presets import TINY
 from paligemma.recipes.transfer import TransferRecipe, run
 from paligemma.tasks import TASKS

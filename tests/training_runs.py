@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from paligemma.config import PaliGemmaConfig, TextConfig, TokenConfig, VisionConfig
-from paligemma.data.jsonl import Jsonl
 from paligemma.data.loader import Loader, LoaderOptions
+from paligemma.data.sources.jsonl import Jsonl
 from paligemma.models.init import init_weights
 from paligemma.models.paligemma import PaliGemmaModel
 from paligemma.presets import TINY

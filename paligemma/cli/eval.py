@@ -76,7 +76,7 @@ def split_of(folder: str, split: str | None) -> Any:
     Raises:
         OptionError: the folder has no such split.
     """
-    from paligemma.data.jsonl import find_splits
+    from paligemma.data.sources.jsonl import find_splits
 
     found = find_splits(folder)
     if split is not None and split not in found:

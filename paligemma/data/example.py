@@ -16,6 +16,8 @@ class Example:
         weight: factor of the example's loss.
         where: how messages call it: "train.jsonl line 17".
         meta: what else the row holds.
+        unlearned: (first, one past the last) characters of the suffix whose tokens count in no loss, such as the
+            places of noise boxes.
     """
 
     images: tuple[Any, ...]
@@ -24,3 +26,4 @@ class Example:
     weight: float = 1.0
     where: str = "the example"
     meta: Mapping[str, Any] = field(default_factory=dict)
+    unlearned: tuple[tuple[int, int], ...] = ()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from paligemma.data.example import Example
-from paligemma.data.jsonl import find_splits
+from paligemma.data.sources.jsonl import find_splits
 from paligemma.errors import DataError, OptionError, PaliGemmaError, nearest
 from paligemma.evals.folder import KINDS, RAW, kind_of
 from paligemma.processing.processor import Processor

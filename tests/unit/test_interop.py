@@ -8,8 +8,18 @@ import numpy as np
 import pytest
 
 from paligemma.errors import MissingExtra, OptionError
-from paligemma.interop import coco_file, from_coco, pack_counts, to_coco, to_supervision, unpack_counts
-from paligemma.results import Detection, Detections, ReadText, Segment, Segments, Word, mask_to_rle
+from paligemma.interop import coco_file, from_coco, to_coco, to_supervision
+from paligemma.results import (
+    Detection,
+    Detections,
+    ReadText,
+    Segment,
+    Segments,
+    Word,
+    mask_to_rle,
+    pack_counts,
+    unpack_counts,
+)
 
 
 def _mask(seed: int, size_hw: tuple[int, int] = (37, 53)) -> np.ndarray:

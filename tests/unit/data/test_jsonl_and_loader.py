@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from paligemma.data.jsonl import Jsonl, find_splits
 from paligemma.data.loader import StepData
+from paligemma.data.sources.jsonl import Jsonl, find_splits
 from paligemma.errors import DataError, OptionError
 from tests.training_runs import loader_of, write_rows
 

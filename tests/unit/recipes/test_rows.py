@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from paligemma.data.jsonl import Jsonl
+from paligemma.data.sources.jsonl import Jsonl
 from paligemma.errors import DataError, OptionError
 from paligemma.recipes.rows import Weighted, measure, splits
 from tests.training_runs import processor, write_rows
