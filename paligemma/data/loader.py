@@ -1,36 +1,47 @@
 """The batches of every step, by the number of the step: any step can be drawn first, and is always the same.
 
 Examples stand in one endless line, epoch after epoch, each epoch a permutation of the source that depends on nothing
-but the seed and the epoch's number. Step n takes the next `batch_size` of them, ranks share those out, and each rank
-cuts its share into parts. So the state of a loader is one number, and seeking costs nothing.
+but the seed and the epoch's number (`order.py`), or a mixture's own line (`mixture.py`). Step n takes the next
+`batch_size` of them, ranks share those out, and each rank cuts its share into parts. So the state of a loader is one
+number, seeking costs nothing, and another number of ranks or workers repeats and skips nothing.
 
     epoch 0: 3 1 4 0 2    epoch 1: 0 2 1 3 4    …        batch_size 3:  [3 1 4] [0 2 | 0] [2 1 3] …
 """
 
+import dataclasses
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from paligemma.data.example import Example
+from paligemma.data.mixture import fetch
+from paligemma.data.order import Draw, Line
 from paligemma.errors import DataError, OptionError, PaliGemmaError, nearest
 from paligemma.processing.batch import Batch, Item, collate, pack
 from paligemma.processing.processor import Processor
+from paligemma.processing.prompt import Sequence as Row
 from paligemma.processing.prompt import fit
+from paligemma.processing.resize import Picture
 
+Distort = Callable[[Picture, int, np.random.Generator], Picture]  # picture, resolution, random numbers
 Arrange = Literal["bucket", "pack"]
 
 
 class Source(Protocol):
-    """Examples by number."""
+    """Examples by number.
+
+    A source may also have: `varied(index, epoch)`, rows that differ from pass to pass; `is_ordered`, rows that are
+    places of a line without end (a mixture); `is_sequential`, rows that can only be had in their order (a stream).
+    """
 
     def __len__(self) -> int: ...
 
@@ -105,6 +116,7 @@ class Loader:
 
     Args:
         rank, world_size: this process and how many share every step.
+        distort: what happens to every picture on its way, with random numbers of its place in the line.
     """
 
     source: Source
@@ -112,8 +124,14 @@ class Loader:
     options: LoaderOptions
     rank: int = 0
     world_size: int = 1
+    distort: Distort | None = None
 
     def __post_init__(self) -> None:
+        if self.options.shuffle and getattr(self.source, "is_sequential", False):
+            raise OptionError(
+                "data.shuffle=True for a stream: expected False, its rows can only be had in their order. Shuffle in "
+                "the stream itself (shuffle_buffer=…), or read it without streaming."
+            )
         if self.options.batch_size < self.world_size:
             raise OptionError(
                 f"data.batch_size={self.options.batch_size}: expected at least one example for each of "
@@ -128,17 +146,14 @@ class Loader:
     def steps_per_epoch(self) -> float:
         return self.n_examples / self.options.batch_size
 
-    def indices(self, step: int) -> list[int]:
-        """Rows of the source that a whole step takes, over all ranks."""
-        first, n = step * self.options.batch_size, self.n_examples
-        rows = []
-        for place in range(first, first + self.options.batch_size):
-            epoch, at = divmod(place, n)
-            rows.append(int(self._permutation(epoch)[at]) if self.options.shuffle else at)
-        return rows
-
-    def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        return _permutation(self.n_examples, self.options.seed, epoch)
+    def draws(self, step: int) -> list[Draw]:
+        """What a whole step takes, over all ranks: rows with their pass; of a mixture, places of its line."""
+        first = step * self.options.batch_size
+        places = range(first, first + self.options.batch_size)
+        if getattr(self.source, "is_ordered", False):
+            return [Draw(place, 0) for place in places]
+        line = Line(self.n_examples, self.options.seed if self.options.shuffle else None)
+        return [line.at(place) for place in places]
 
     def step(self, number: int) -> StepData:
         """What this rank sees of a step.
@@ -146,23 +161,28 @@ class Loader:
         Raises:
             DataError: a row that cannot be read, unless `skip_broken`; the message names the row.
         """
-        return self._read(self.indices(number)[self.rank :: self.world_size])
+        first = number * self.options.batch_size
+        numbered = list(enumerate(self.draws(number), first))
+        return self._read(numbered[self.rank :: self.world_size])
 
     def once(self) -> Iterator[StepData]:
         """The whole source once, in its own order, this rank's share of every batch: for validation."""
         for start in range(0, self.n_examples, self.options.batch_size):
             rows = range(start, min(start + self.options.batch_size, self.n_examples))
-            yield self._read(rows[self.rank :: self.world_size])
+            yield self._read([(row, Draw(row, 0)) for row in rows[self.rank :: self.world_size]])
 
-    def _read(self, rows: Sequence[int]) -> StepData:
+    def _read(self, numbered: Sequence[tuple[int, Draw]]) -> StepData:
         items: list[Item] = []
         names: list[str] = []
         broken: list[str] = []
+        seen = _Seen(self.processor, self.distort, self.options.seed)
         n_cut = n_silenced = 0
-        for index in rows:
+        for place, draw in numbered:
             try:
-                example = self.source[index]
-                item, is_cut, is_silenced = read_item(example, self.processor, self.options.max_text)
+                example = fetch(self.source, draw)
+                item, is_cut, is_silenced = read_item(
+                    example, self.processor, self.options.max_text, partial(seen, place=place)
+                )
             except PaliGemmaError as error:
                 if not self.options.skip_broken:
                     raise
@@ -193,15 +213,47 @@ class Loader:
             yield data
 
 
-def read_item(example: Example, processor: Processor, max_text: int | None) -> tuple[Item, bool, bool]:
+class _Seen:
+    """Pictures of a step as pixels; one that several examples are about is read once, and encoded once."""
+
+    def __init__(self, processor: Processor, distort: Distort | None, seed: int) -> None:
+        self.processor, self.distort, self.seed = processor, distort, seed
+        self.pixels: dict[tuple[Any, ...], Tensor] = {}
+        self.given: list[Any] = []  # kept, so that no other object takes the id of one that was seen
+
+    def __call__(self, images: tuple[Any, ...], place: int) -> Tensor:
+        key = tuple(str(image) if isinstance(image, str | os.PathLike) else id(image) for image in images)
+        if key not in self.pixels:
+            self.given.append(images)
+            pictures: list[Any] = list(images)
+            if self.distort is not None:
+                rng = np.random.default_rng([self.seed, place])
+                side = self.processor.config.vision.resolution
+                pictures = [self.distort(self.processor.load_image(image), side, rng) for image in images]
+            self.pixels[key] = self.processor.pixels(pictures)
+        return self.pixels[key]
+
+
+def read_item(
+    example: Example,
+    processor: Processor,
+    max_text: int | None,
+    pixels_of: Callable[[tuple[Any, ...]], Tensor] | None = None,
+) -> tuple[Item, bool, bool]:
     """An example as a row with its pixels; whether its text was cut, and whether that cost the whole suffix.
+
+    Args:
+        pixels_of: pictures -> float32[n, 3, R, R], in place of the processor's.
 
     Raises:
         DataError: a picture or text that cannot be used, with the row's name in front.
     """
     try:
         sequence = processor.sequence(len(example.images), example.prefix, example.suffix, where=example.where)
-        pixels = processor.pixels(list(example.images)) if example.images else None
+        if example.unlearned:
+            sequence = _silence(sequence, example, processor)
+        read = pixels_of or (lambda images: processor.pixels(list(images)))
+        pixels = read(example.images) if example.images else None
     except PaliGemmaError as error:
         message = str(error)
         raise DataError(message if example.where in message else f"{example.where}: {message}") from None
@@ -210,6 +262,32 @@ def read_item(example: Example, processor: Processor, max_text: int | None) -> t
         sequence = fit(sequence, sequence.n_image_tokens + max_text)
         is_cut, is_silenced = True, not sequence.mask_loss.any()
     return Item(sequence, pixels=pixels, weight=example.weight), is_cut, is_silenced
+
+
+def _silence(sequence: Row, example: Example, processor: Processor) -> Row:
+    """The row without loss on the tokens of `example.unlearned`.
+
+    The suffix is tokenised stretch by stretch, which gives the same tokens where stretches begin and end at location
+    tokens; anything else is refused.
+    """
+    ids: list[int] = []
+    learned: list[bool] = []
+    end = 0
+    for first, last in [*example.unlearned, (len(example.suffix), len(example.suffix))]:
+        for text, counts in ((example.suffix[end:first], True), (example.suffix[first:last], False)):
+            found = processor.tokenizer.encode(text) if text else []
+            ids += found
+            learned += [counts] * len(found)
+        end = last
+    start = int(sequence.mask_loss.argmax())
+    if ids != sequence.tokens[start : start + len(ids)].tolist():
+        raise DataError(
+            f"{example.where}: unlearned={example.unlearned} cuts through tokens of {example.suffix[:60]!r}: expected "
+            "stretches that begin and end at location tokens."
+        )
+    mask_loss = sequence.mask_loss.copy()
+    mask_loss[start : start + len(ids)] &= np.array(learned, bool)
+    return dataclasses.replace(sequence, mask_loss=mask_loss)
 
 
 def arrange(items: Sequence[Item], options: LoaderOptions) -> list[Batch]:
@@ -223,11 +301,6 @@ def arrange(items: Sequence[Item], options: LoaderOptions) -> list[Batch]:
     longest = max((len(item.sequence) for item in items), default=1)
     # Longest first fills rows best; no row is longer than the longest example of the step needs.
     return [pack(part[::-1], longest, multiple_of=options.multiple_of) for part in parts]
-
-
-@lru_cache(maxsize=4)
-def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 GRACE_S = 60.0  # a reader that nobody ends after SIGTERM ends itself

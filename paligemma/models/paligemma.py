@@ -78,6 +78,7 @@ class PaliGemmaModel(nn.Module):
         mask_ar: Tensor,
         pixels: Tensor | None = None,
         image_embeds: Tensor | None = None,
+        image_of: Tensor | None = None,
         mask_input: Tensor | None = None,
         segment_ids: Tensor | None = None,
         positions: Tensor | None = None,
@@ -86,6 +87,8 @@ class PaliGemmaModel(nn.Module):
         """[B, S, D] after the final norm; with a cache, the rows' keys and values are kept in it."""
         if image_embeds is None and pixels is not None:
             image_embeds = self.embed_image(pixels)
+        if image_embeds is not None and image_of is not None:
+            image_embeds = image_embeds[image_of]
         x = self.embed(tokens, mask_image, image_embeds)
         span = make_span(mask_ar, mask_input, segment_ids, positions)
         out: Tensor = self.text(x, span, cache)
@@ -99,6 +102,7 @@ class PaliGemmaModel(nn.Module):
         mask_ar: Tensor,
         pixels: Tensor | None = None,
         image_embeds: Tensor | None = None,
+        image_of: Tensor | None = None,
         mask_input: Tensor | None = None,
         segment_ids: Tensor | None = None,
         positions: Tensor | None = None,
@@ -109,6 +113,7 @@ class PaliGemmaModel(nn.Module):
         Args:
             pixels: float[I, 3, R, R] in [-1, 1], images in reading order of the rows; or
             image_embeds: float[I, P, D] from `embed_image`, in their place.
+            image_of: int64[n], which picture fills each of the n image slots, where several rows share one.
             keep: bool[B, S]; logits only where True, so that 257,152 columns are not computed for image tokens.
 
         Returns:
@@ -117,7 +122,7 @@ class PaliGemmaModel(nn.Module):
         """
         x = self.pre_logits(
             tokens, mask_image=mask_image, mask_ar=mask_ar, pixels=pixels, image_embeds=image_embeds,
-            mask_input=mask_input, segment_ids=segment_ids, positions=positions,
+            image_of=image_of, mask_input=mask_input, segment_ids=segment_ids, positions=positions,
         )  # fmt: skip
         return self.text.logits(x if keep is None else x[keep], capped=self.config.text.final_cap == "everywhere")
 
@@ -130,6 +135,7 @@ class PaliGemmaModel(nn.Module):
         mask_ar: Tensor,
         pixels: Tensor | None = None,
         image_embeds: Tensor | None = None,
+        image_of: Tensor | None = None,
         mask_input: Tensor | None = None,
         positions: Tensor | None = None,
         segment_ids: Tensor | None = None,
@@ -141,7 +147,7 @@ class PaliGemmaModel(nn.Module):
         """
         x = self.pre_logits(
             tokens, mask_image=mask_image, mask_ar=mask_ar, pixels=pixels, image_embeds=image_embeds,
-            mask_input=mask_input, segment_ids=segment_ids, positions=positions, cache=cache,
+            image_of=image_of, mask_input=mask_input, segment_ids=segment_ids, positions=positions, cache=cache,
         )  # fmt: skip
         if mask_input is None:
             last = x[:, -1]

@@ -72,9 +72,11 @@ class Batch:
         mask_loss: bool[B, S], True where token s is a target; the logits at s - 1 predict it.
         segment_ids: int64[B, S], the example within the row counted from 1; 0 is padding.
         positions: int64[B, S], counted from 0 within the segment, image slots included; 0 at padding.
-        pixels: float32[I, 3, R, R] in [-1, 1], the images of all examples one after another; None without images or
-            with `image_embeds`.
+        pixels: float32[I, 3, R, R] in [-1, 1], the images of all examples one after another, or with `image_of` each
+            picture once; None without images or with `image_embeds`.
         image_embeds: float[I, P, D] in place of pixels.
+        image_of: int64[n], which of the I pictures each of the n images of all examples is, where several examples are
+            about one picture: it runs through the tower once. None: each its own.
         n_images: images of each example, examples in reading order of the rows.
         order: for each example in that order, its place in the list that was collated; differs from 0, 1, 2, … only
             where packing moved examples.
@@ -90,6 +92,7 @@ class Batch:
     positions: Tensor
     pixels: Tensor | None = None
     image_embeds: Tensor | None = None
+    image_of: Tensor | None = None
     n_images: tuple[int, ...]
     order: tuple[int, ...]
     weights: Tensor | None = None
@@ -117,6 +120,8 @@ class Batch:
                 f"Batch.weights has shape {tuple(self.weights.shape)}: expected one for each of {len(self.n_images)} "
                 "examples."
             )
+        if self.image_of is not None:
+            n_given = len(self.image_of)
         if sum(self.n_images) != n_given or len(self.order) != len(self.n_images):
             raise ShapeError(
                 f"Batch.n_images={self.n_images} counts {sum(self.n_images)} images, given are {n_given}, "
@@ -163,20 +168,21 @@ class Batch:
     def model_inputs(self) -> dict[str, Tensor | None]:
         """Keyword arguments of `PaliGemmaModel.forward` and `prefill`, tokens included: all but `mask_loss`."""
         names = [name for name in ROW_FIELDS if name != "mask_loss"]
-        return {name: getattr(self, name) for name in (*names, "pixels", "image_embeds")}
+        return {name: getattr(self, name) for name in (*names, *IMAGE_FIELDS)}
 
     def with_image_embeds(self, image_embeds: Tensor) -> "Batch":
-        """The same batch with its images already through the tower."""
+        """The same batch with its images already through the tower, in the order of `pixels`."""
         return dataclasses.replace(self, pixels=None, image_embeds=image_embeds)
 
     def _mapped(self, change: Any) -> "Batch":
-        tensors = {name: getattr(self, name) for name in (*ROW_FIELDS, "pixels", "image_embeds", "weights")}
+        tensors = {name: getattr(self, name) for name in (*ROW_FIELDS, *IMAGE_FIELDS, "weights")}
         return dataclasses.replace(
             self, **{name: change(value) for name, value in tensors.items() if value is not None}
         )
 
 
 ROW_FIELDS = ("tokens", "mask_image", "mask_ar", "mask_input", "mask_loss", "segment_ids", "positions")
+IMAGE_FIELDS = ("pixels", "image_embeds", "image_of")
 
 
 def collate(
@@ -262,11 +268,12 @@ def _assemble(rows: list[list[tuple[int, Item]]], length: int, padding_side: Pad
             arrays["positions"][r, slots] = np.where(real, np.cumsum(real) - 1, 0)
             start = slots.stop
     placed = [entry for row in rows for entry in row]
-    pixels, image_embeds = _images([item for _, item in placed])
+    pixels, image_embeds, image_of = _images([item for _, item in placed])
     return Batch(
         **{name: torch.from_numpy(array) for name, array in arrays.items()},
         pixels=pixels,
         image_embeds=image_embeds,
+        image_of=image_of,
         n_images=tuple(item.n_images for _, item in placed),
         order=tuple(i for i, _ in placed),
         weights=_weights([item.weight for _, item in placed]),
@@ -277,8 +284,11 @@ def _weights(weights: list[float]) -> Tensor | None:
     return None if all(weight == 1 for weight in weights) else torch.tensor(weights, dtype=torch.float32)
 
 
-def _images(items: list[Item]) -> tuple[Tensor | None, Tensor | None]:
-    """Pixels or image_embeds of all examples as one tensor, in the order of the rows."""
+def _images(items: list[Item]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Pixels or image_embeds of all examples in the order of the rows, and which is whose where they share pictures.
+
+    Examples share what they were given as one tensor.
+    """
     pixels = [item.pixels for item in items if item.pixels is not None]
     embeds = [item.image_embeds for item in items if item.image_embeds is not None]
     if pixels and embeds:
@@ -290,5 +300,16 @@ def _images(items: list[Item]) -> tuple[Tensor | None, Tensor | None]:
     shapes = sorted({tuple(tensor.shape[1:]) for tensor in given})
     if len(shapes) > 1:
         raise ShapeError(f"images of unlike shapes {shapes} in one batch: expected one shape, that of the model.")
-    joined = torch.cat(given) if given else None
-    return (None, joined) if embeds else (joined, None)
+    first: dict[int, int] = {}  # tensor -> place of its first picture
+    unique: list[Tensor] = []
+    image_of: list[int] = []
+    n = 0
+    for tensor in given:
+        if id(tensor) not in first:
+            first[id(tensor)] = n
+            unique.append(tensor)
+            n += len(tensor)
+        image_of += range(first[id(tensor)], first[id(tensor)] + len(tensor))
+    joined = torch.cat(unique) if unique else None
+    shared = torch.tensor(image_of) if len(unique) < len(given) else None
+    return (None, joined, shared) if embeds else (joined, None, shared)

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from paligemma.data.loader import Loader, StepData
 from paligemma.errors import OptionError, TrainingError
 from paligemma.models.paligemma import PaliGemmaModel
-from paligemma.processing.batch import ROW_FIELDS, Batch
+from paligemma.processing.batch import IMAGE_FIELDS, ROW_FIELDS, Batch
 from paligemma.train.loss import LossSums, Normalization, TokenLoss, cross_entropy, loss_sums, target_counts
 from paligemma.train.parallel import even_parts, is_sharded
 from paligemma.train.ranks import Ranks
@@ -80,7 +80,8 @@ class StepReport:
         loss: of the step, before its update.
         grad_norm: before clipping.
         factors: schedule factor of every parameter group.
-        n_examples, n_images: seen; n_tokens: of them real, image tokens included; n_targets: those that are learned.
+        n_examples: seen; n_images: through the tower.
+        n_tokens: real ones, image tokens included; n_targets: those that are learned.
         n_slots: with padding.
         seconds: from the data's arrival to the update.
         wait_s: for the data.
@@ -260,7 +261,7 @@ def _sizes(data: StepData) -> tuple[int, ...]:
     parts = data.parts
     return (
         sum(part.n_examples for part in parts),
-        sum(sum(part.n_images) for part in parts),
+        sum(0 if part.images is None else len(part.images) for part in parts),
         sum(int(part.mask_input.sum()) for part in parts),
         sum(int(part.mask_loss.sum()) for part in parts),
         sum(part.tokens.numel() for part in parts),
@@ -289,7 +290,7 @@ def _failure(
         path = folder / f"failed-step-{state.step:06d}" / (f"rank-{ranks.rank}" if ranks.world_size > 1 else "")
         path.mkdir(parents=True, exist_ok=True)
         for number, part in enumerate(data.parts):
-            fields = {name: getattr(part, name) for name in (*ROW_FIELDS, "pixels", "image_embeds", "weights")}
+            fields = {name: getattr(part, name) for name in (*ROW_FIELDS, *IMAGE_FIELDS, "weights")}
             kept = {name: t.detach().cpu().contiguous() for name, t in fields.items() if t is not None}
             save_file(kept, path / f"part-{number}.safetensors")
         (path / "examples.json").write_text(json.dumps({"step": state.step, "examples": data.names}, indent=1) + "\n")

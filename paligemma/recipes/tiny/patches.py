@@ -25,6 +25,7 @@ from paligemma.config import PaliGemmaConfig
 from paligemma.data.world import COLOURS, SHAPES, Question, Rendering, Scene
 from paligemma.models.mask_vae import N_SEG
 from paligemma.models.paligemma import PaliGemmaModel
+from paligemma.models.siglip import SiglipTower
 from paligemma.tasks.coords import N_LOC, box_to_norm, encode_coord
 
 KINDS = (*SHAPES, "text", "nothing")
@@ -133,15 +134,21 @@ class PatchHeads(nn.Module):
 @torch.no_grad()
 def begin_with_waves(model: PaliGemmaModel) -> None:
     """Start position embeddings and location rows as waves of the coordinate."""
-    tokens, vision = model.config.tokens, model.config.vision
-    grid, width = vision.grid, vision.width
-    along = waves((torch.arange(grid) + 0.5) / grid, width // 4, 0.25, 4.0)
-    both = torch.cat([along[:, None].expand(grid, grid, -1), along[None].expand(grid, grid, -1)], dim=-1)
-    model.vision.position_embedding.copy_(0.5 * both.reshape(grid * grid, width))
+    tokens = model.config.tokens
+    position_waves(model.vision)
     half = model.config.text.width // 2
     fading = torch.exp(torch.linspace(math.log(0.25), math.log(10.0), half)).rsqrt().repeat(2)
     rows = waves(torch.linspace(0, 1, tokens.n_loc), half, 0.25, 10.0) * fading / fading.square().sum().div(2).sqrt()
     model.text.embedding.weight[tokens.loc_start : tokens.loc_start + tokens.n_loc] = rows
+
+
+@torch.no_grad()
+def position_waves(tower: SiglipTower) -> None:
+    """Start position embeddings as waves of the grid."""
+    grid, width = tower.config.grid, tower.config.width
+    along = waves((torch.arange(grid) + 0.5) / grid, width // 4, 0.25, 4.0)
+    both = torch.cat([along[:, None].expand(grid, grid, -1), along[None].expand(grid, grid, -1)], dim=-1)
+    tower.position_embedding.copy_(0.5 * both.reshape(grid * grid, width))
 
 
 def waves(x: Tensor, n: int, slowest: float, fastest: float) -> Tensor:

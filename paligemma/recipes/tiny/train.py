@@ -25,9 +25,9 @@ from paligemma.config import PaliGemmaConfig
 from paligemma.models.init import init_weights
 from paligemma.models.paligemma import PaliGemmaModel
 from paligemma.recipes.tiny.examples import ExampleOptions, Rows, Step, WorldSteps, to_device
-from paligemma.recipes.tiny.muon import Muon
 from paligemma.recipes.tiny.patches import PatchHeads, begin_with_waves, place_loss
 from paligemma.recipes.tiny.precision import autocast
+from paligemma.train.muon import Muon
 
 
 @dataclass(frozen=True, kw_only=True)

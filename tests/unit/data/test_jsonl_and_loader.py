@@ -114,17 +114,18 @@ def same(a: StepData, b: StepData) -> bool:
 
 def test_every_epoch_sees_every_row_once_in_another_order(rows):
     loader = loader_of(rows, batch_size=7)
-    first, second = loader.indices(0), loader.indices(1)
+    first, second = ([row for row, _ in loader.draws(step)] for step in (0, 1))
     assert sorted(first) == sorted(second) == list(range(7))
     assert first != second
-    assert loader_of(rows, batch_size=7, seed=6).indices(0) != first
-    assert loader_of(rows, batch_size=7, shuffle=False).indices(1) == list(range(7))
+    assert {epoch for _, epoch in loader.draws(1)} == {1}
+    assert loader_of(rows, batch_size=7, seed=6).draws(0) != loader.draws(0)
+    assert loader_of(rows, batch_size=7, shuffle=False).draws(1) == [(row, 1) for row in range(7)]
 
 
 def test_batches_go_on_across_the_end_of_an_epoch(rows):
     by_three, by_seven = loader_of(rows, batch_size=3), loader_of(rows, batch_size=7)
-    line = [i for step in range(7) for i in by_three.indices(step)]
-    assert line == [i for step in range(3) for i in by_seven.indices(step)]
+    line = [i for step in range(7) for i in by_three.draws(step)]
+    assert line == [i for step in range(3) for i in by_seven.draws(step)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

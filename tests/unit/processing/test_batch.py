@@ -114,6 +114,7 @@ def test_the_model_gets_everything_but_the_targets():
         "positions",
         "pixels",
         "image_embeds",
+        "image_of",
     }
     assert given["tokens"] is batch.tokens
 

@@ -14,7 +14,7 @@ from paligemma.presets import TINY
 from paligemma.processing.tokenizer import Tokenizer
 from paligemma.recipes.tiny import train as training
 from paligemma.recipes.tiny.examples import ExampleOptions, Step, SuffixWriter, draw_step
-from paligemma.recipes.tiny.muon import Muon, orthogonalise
+from paligemma.train.muon import Muon, orthogonalise
 from paligemma.recipes.tiny.patches import on_step, patch_owners, patch_targets, place_loss
 from paligemma.recipes.tiny.train import TrainOptions, train
 from paligemma.tasks.masks import crop_mask
