@@ -1,0 +1,384 @@
+"""Builders whose answers are words: captions, regions, writing in the picture, questions both ways.
+
+    caption en    cap de    describe en              ->  a cat on a sofa
+    caption <loc0123><loc0045><loc0567><loc0890>     ->  a cat
+    ocr                                              ->  OPEN 9 TO 5
+    answer en where is the cat?                      ->  on the sofa
+    question de on the sofa                          ->  wo ist die Katze?
+
+Outer white space is cut off, as everywhere in prompts and answers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from paligemma.data.builders.base import (
+    Choice,
+    Turn,
+    check_choice,
+    check_count,
+    check_reads,
+    example_of,
+    key_of,
+    known_size,
+    naming,
+    pick,
+    raster_order,
+    record_of,
+    without_crowds,
+)
+from paligemma.data.builders.languages import check_language
+from paligemma.data.example import Example
+from paligemma.data.record import Asked, Record, Text, Word
+from paligemma.errors import DataError, TaskError
+from paligemma.tasks.base import MaskDecoder, SizeHw, plain_text
+from paligemma.tasks.caption import CaptionTask, GroundedCaptionTask, Style
+from paligemma.tasks.coords import bins_to_box, box_to_tokens
+from paligemma.tasks.grammar import SEPARATOR, check_area, check_label, parse_entries
+from paligemma.tasks.vqa import AnswerTask, QuestionTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionBuilder:
+    """`caption {lang}`, `cap {lang}`, `describe {lang}` -> one of the record's texts of that style.
+
+    Attributes:
+        style: "caption": COCO-like (PaliGemma report, 3.2.5); "cap": as web alt-texts are; "describe": longer (both
+            from the model card). Texts of regions are left out.
+        lang: only texts in this language; None: in any, and the prompt names it.
+        choice: which of several texts. "cycle": another one each epoch, in random order, as big_vision's transfers do;
+            "random"; "first".
+        lower: write in small letters, as the reference's TextCaps transfer does.
+    """
+
+    style: Style = "caption"
+    lang: str | None = None
+    choice: Choice = "cycle"
+    lower: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("style", self.style, Style)
+        check_choice("choice", self.choice, Choice)
+        check_language(self.lang)
+
+    @property
+    def name(self) -> str:
+        return self.style
+
+    @property
+    def needs(self) -> str:
+        return f"a text of style '{self.style}'" + (f" in '{self.lang}'" if self.lang else "")
+
+    def build(
+        self, record: Record, rng: np.random.Generator, labels: Sequence[str] = (), *, turn: Turn | None = None
+    ) -> Example | None:
+        """The example; None without such a text."""
+        texts = [
+            text
+            for text in record.texts
+            if text.style == self.style and text.box_xyxy_px is None and self.lang in (None, text.lang)
+        ]
+        if not texts:
+            return None
+        text = texts[pick(len(texts), self.choice, rng, turn, key_of(record, self.name))]
+        with naming(record.where):
+            prefix = CaptionTask().prefix(text.lang, style=self.style)
+            suffix = plain_text(text.text, "caption")
+        return example_of(record, prefix, suffix.lower() if self.lower else suffix)
+
+    def reads(self, prefix: str) -> bool:
+        words = prefix.split(" ")
+        return len(words) == 2 and words[0] == self.style and bool(words[1]) and "<" not in words[1]
+
+    def read(self, example: Example, size_hw: SizeHw, *, mask_decoder: MaskDecoder | None = None) -> Record:
+        """The text, its language and style."""
+        check_reads(self, example)
+        text = Text(example.suffix.strip(), example.prefix.split(" ")[1], style=self.style)
+        return record_of(example, size_hw, texts=(text,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundedCaptionBuilder:
+    """`caption <locYMIN><locXMIN><locYMAX><locXMAX>` -> the text of that region (LocCa; PaliGemma report, 3.2.5).
+
+    The prompt does not name the language; the example's meta does, as "text_lang".
+
+    Attributes:
+        lang: only texts in this language; None: in any.
+        from_instances: the labels of the record's single things are texts as well, in English.
+        choice: which of several regions: "cycle", "random" or "first".
+    """
+
+    lang: str | None = None
+    from_instances: bool = False
+    choice: Choice = "cycle"
+
+    name = "grounded_caption"
+
+    def __post_init__(self) -> None:
+        check_choice("choice", self.choice, Choice)
+        check_language(self.lang)
+
+    @property
+    def needs(self) -> str:
+        return "a text or an instance with a box" if self.from_instances else "a text with a box"
+
+    def build(
+        self, record: Record, rng: np.random.Generator, labels: Sequence[str] = (), *, turn: Turn | None = None
+    ) -> Example | None:
+        """The example; None without a region."""
+        regions = [(text.text, text.lang, text.box_xyxy_px) for text in record.texts if text.box_xyxy_px is not None]
+        if self.from_instances:
+            regions += [(instance.label, "en", instance.box_xyxy_px) for instance in without_crowds(record)]
+        regions = [region for region in regions if self.lang in (None, region[1])]
+        if not regions:
+            return None
+        text, lang, box = regions[pick(len(regions), self.choice, rng, turn, key_of(record, self.name))]
+        size_hw = known_size(record)
+        with naming(record.where):
+            prefix = GroundedCaptionTask().prefix(box, size_hw)
+            return example_of(record, prefix, plain_text(text, "caption"), text_lang=lang)
+
+    def reads(self, prefix: str) -> bool:
+        if not prefix.startswith("caption <loc"):
+            return False
+        entries, problems = parse_entries(prefix.removeprefix("caption "))
+        return len(entries) == 1 and not problems and not entries[0].label and entries[0].codes is None
+
+    def read(self, example: Example, size_hw: SizeHw, *, mask_decoder: MaskDecoder | None = None) -> Record:
+        """The text and its box."""
+        check_reads(self, example)
+        (entry,), _ = parse_entries(example.prefix.removeprefix("caption "))
+        lang = str(example.meta.get("text_lang", self.lang or "en"))
+        text = Text(example.suffix.strip(), lang, bins_to_box(entry.bins, size_hw))
+        return record_of(example, size_hw, texts=(text,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OcrBuilder:
+    """`ocr` -> all words in raster order, joined by single spaces; with boxes, `<loc>x4 word ; <loc>x4 word`.
+
+    Words of nothing but white space, such as sources write for what nobody can read, are left out.
+
+    Attributes:
+        boxes: words with their boxes. The report of PaliGemma 2 (4.1) has that task without its literal layout; this
+            one is ours, the grammar of detection.
+        order: "raster": lines from the top, in a line from the left (PaliGemma report, 3.2.5); "source". Where a word
+            has no box, the order is the source's.
+        max_length: longest answer; None: any. Random words are left out until the rest fits, each equally likely, so
+            that the beginning of a page is not favoured (PaliGemma report, 3.2.5).
+        length: what `max_length` counts: characters, or tokens with a tokenizer's function.
+        unfit: with boxes, a word that holds `;`, `<`, `>` or a newline is an error ("raise") or left out ("skip").
+        empty: ask also where there is no word, answered by ending at once; otherwise the builder does not apply, since
+            most sources do not say whether anybody looked for words.
+    """
+
+    boxes: bool = False
+    order: Literal["raster", "source"] = "raster"
+    max_length: int | None = None
+    length: Callable[[str], int] = len
+    unfit: Literal["raise", "skip"] = "raise"
+    empty: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("order", self.order, Literal["raster", "source"])
+        check_choice("unfit", self.unfit, Literal["raise", "skip"])
+        check_count("max_length", self.max_length, 1)
+
+    @property
+    def name(self) -> str:
+        return "ocr_boxes" if self.boxes else "ocr"
+
+    @property
+    def needs(self) -> str:
+        return "words with boxes" if self.boxes else "words"
+
+    def build(
+        self, record: Record, rng: np.random.Generator, labels: Sequence[str] = (), *, turn: Turn | None = None
+    ) -> Example | None:
+        """The example; None without words, unless `empty`."""
+        words = [word for word in record.words if word.text.strip()]
+        with naming(record.where):
+            if self.boxes and self.unfit == "skip":
+                words = [word for word in words if _fits(word.text.strip())]
+            if not words and not self.empty:
+                return None
+            placed = [word.box_xyxy_px for word in words if word.box_xyxy_px is not None]
+            if self.order == "raster" and len(placed) == len(words):
+                words = [words[i] for i in raster_order(placed)]
+            if self.boxes:
+                size_hw = known_size(record) if words else (1, 1)
+                pieces, joint = [_boxed(word, size_hw) for word in words], SEPARATOR
+            else:
+                pieces, joint = [" ".join(word.text.split()) for word in words], " "
+        return example_of(record, "ocr", joint.join(self._fitting(pieces, joint, rng)))
+
+    def _fitting(self, pieces: list[str], joint: str, rng: np.random.Generator) -> list[str]:
+        """What is left when pieces are dropped in random order until the rest is short enough."""
+        if self.max_length is None or self.length(joint.join(pieces)) <= self.max_length:
+            return pieces
+        order = rng.permutation(len(pieces))
+        low, high = 0, len(pieces) - 1  # so many of the order are kept: the most that fit, found by halving
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.length(joint.join(pieces[i] for i in sorted(order[:middle]))) <= self.max_length:
+                low = middle
+            else:
+                high = middle - 1
+        return [pieces[i] for i in sorted(order[:low])]
+
+    def reads(self, prefix: str) -> bool:
+        return prefix == "ocr"
+
+    def read(self, example: Example, size_hw: SizeHw, *, mask_decoder: MaskDecoder | None = None) -> Record:
+        """The words; without boxes, one for each piece between spaces."""
+        check_reads(self, example)
+        entries, problems = parse_entries(example.suffix)
+        if not entries:
+            return record_of(example, size_hw, words=tuple(Word(word) for word in example.suffix.split()))
+        problems = (*problems, *check_area(example.suffix, entries)[1])
+        if problems:
+            raise DataError(f"{example.where}: {problems[0]}: expected words with boxes. Mend the suffix.")
+        words = tuple(Word(entry.label, bins_to_box(entry.bins, size_hw)) for entry in entries)
+        return record_of(example, size_hw, words=words)
+
+
+def _fits(word: str) -> bool:
+    try:
+        return bool(check_label(word, "word"))
+    except TaskError:
+        return False
+
+
+def _boxed(word: Word, size_hw: SizeHw) -> str:
+    text = check_label(word.text.strip(), "word")
+    if word.box_xyxy_px is None:
+        raise DataError(f"the word {text!r} has no box: expected one for each word. Use boxes=False, or add it.")
+    return f"{box_to_tokens(word.box_xyxy_px, size_hw)} {text}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerBuilder:
+    """`answer {lang} {question}` -> an answer (PaliGemma report, 3.2.5).
+
+    Attributes:
+        lang: only questions in this language; None: in any.
+        answer_lang: what the prompt names: the language of the answer. "en": pre-training has English answers to
+            questions in 35 languages. None: the question's; otherwise the example's meta names that one, as
+            "question_lang".
+        question_choice: which of several questions: "cycle" over epochs, "random" or "first".
+        choice: which of several answers, alike; cycling goes on when all questions were asked once.
+        lower: write answers in small letters, as several transfers of the reference do.
+    """
+
+    lang: str | None = None
+    answer_lang: str | None = "en"
+    question_choice: Choice = "cycle"
+    choice: Choice = "cycle"
+    lower: bool = False
+
+    name = "answer"
+    needs = "a question with an answer"
+
+    def __post_init__(self) -> None:
+        check_choice("question_choice", self.question_choice, Choice)
+        check_choice("choice", self.choice, Choice)
+        check_language(self.lang)
+        check_language(self.answer_lang, "answer_lang")
+
+    def build(
+        self, record: Record, rng: np.random.Generator, labels: Sequence[str] = (), *, turn: Turn | None = None
+    ) -> Example | None:
+        """The example; None without an answered question."""
+        drawn = _question(record, self.lang, self.question_choice, self.choice, rng, turn, self.name)
+        if drawn is None:
+            return None
+        asked, answer = drawn
+        named = self.answer_lang or asked.lang
+        with naming(record.where):
+            prefix, suffix = AnswerTask().prefix(asked.question, named), plain_text(answer, "answer")
+        other: dict[str, Any] = {} if named == asked.lang else {"question_lang": asked.lang}
+        return example_of(record, prefix, suffix.lower() if self.lower else suffix, **other)
+
+    def reads(self, prefix: str) -> bool:
+        return _is_question(prefix, self.name)
+
+    def read(self, example: Example, size_hw: SizeHw, *, mask_decoder: MaskDecoder | None = None) -> Record:
+        """The question with this one answer."""
+        check_reads(self, example)
+        _, lang, question = example.prefix.split(" ", 2)
+        lang = str(example.meta.get("question_lang", lang))
+        asked = Asked(question.strip(), (example.suffix.strip(),), lang)
+        return record_of(example, size_hw, questions=(asked,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionBuilder:
+    """`question {lang} {English answer}` -> a question in that language that has the answer (PaliGemma report, 3.2.5).
+
+    Attributes:
+        lang: only questions in this language; None: in any.
+        question_choice, choice: which of several questions and answers, as in `AnswerBuilder`.
+    """
+
+    lang: str | None = None
+    question_choice: Choice = "cycle"
+    choice: Choice = "cycle"
+
+    name = "question"
+    needs = "a question with an answer"
+
+    def __post_init__(self) -> None:
+        check_choice("question_choice", self.question_choice, Choice)
+        check_choice("choice", self.choice, Choice)
+        check_language(self.lang)
+
+    def build(
+        self, record: Record, rng: np.random.Generator, labels: Sequence[str] = (), *, turn: Turn | None = None
+    ) -> Example | None:
+        """The example; None without an answered question."""
+        drawn = _question(record, self.lang, self.question_choice, self.choice, rng, turn, self.name)
+        if drawn is None:
+            return None
+        asked, answer = drawn
+        with naming(record.where):
+            return example_of(record, QuestionTask().prefix(answer, asked.lang), plain_text(asked.question, "question"))
+
+    def reads(self, prefix: str) -> bool:
+        return _is_question(prefix, self.name)
+
+    def read(self, example: Example, size_hw: SizeHw, *, mask_decoder: MaskDecoder | None = None) -> Record:
+        """The question with this one answer."""
+        check_reads(self, example)
+        _, lang, answer = example.prefix.split(" ", 2)
+        asked = Asked(example.suffix.strip(), (answer.strip(),), lang)
+        return record_of(example, size_hw, questions=(asked,))
+
+
+def _question(
+    record: Record,
+    lang: str | None,
+    question_choice: Choice,
+    choice: Choice,
+    rng: np.random.Generator,
+    turn: Turn | None,
+    name: str,
+) -> tuple[Asked, str] | None:
+    """A question of the record and one of its answers."""
+    questions = [asked for asked in record.questions if asked.answers and lang in (None, asked.lang)]
+    if not questions:
+        return None
+    key = key_of(record, name)
+    number = pick(len(questions), question_choice, rng, turn, key)
+    asked = questions[number]
+    if turn is not None and question_choice == "cycle":
+        turn = Turn(seed=turn.seed, epoch=turn.epoch // len(questions))  # another answer once all were asked
+    return asked, asked.answers[pick(len(asked.answers), choice, rng, turn, f"{key} {number}")]
+
+
+def _is_question(prefix: str, verb: str) -> bool:
+    words = prefix.split(" ", 2)
+    return len(words) == 3 and words[0] == verb and bool(words[1]) and bool(words[2].strip())

@@ -1,0 +1,149 @@
+"""Captions, regions, writing in the picture, questions and answers: what is written, and what is refused."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from paligemma.data.builders import builder_of, read_example
+from paligemma.data.record import Asked, Instance, Record, Text, Word
+from paligemma.errors import DataError
+
+SIZE = (1023, 2046)  # one bin is one pixel high and two wide
+BOX_PX, BOX = (40.0, 10.0, 440.0, 110.0), "<loc0010><loc0020><loc0110><loc0220>"
+EMPTY = Record(("a.jpg",), SIZE, where="row 7")
+
+
+def build(name, record, seed=0, **fields):
+    return builder_of(name, **fields).build(record, np.random.default_rng(seed))
+
+
+def said(name, record, seed=0, **fields):
+    example = build(name, record, seed, **fields)
+    return None if example is None else (example.prefix, example.suffix)
+
+
+def test_each_style_of_caption_has_its_prompt():
+    texts = (Text("A cat. "), Text("cat pic", style="cap"), Text("eine Katze", "de"), Text("long", style="describe"))
+    record = replace(EMPTY, texts=(*texts, Text("ear", box_xyxy_px=BOX_PX)))
+    assert said("caption", record, lang="en") == ("caption en", "A cat.")
+    assert said("caption", record, lang="en", lower=True) == ("caption en", "a cat.")
+    assert said("caption", record, lang="de") == ("caption de", "eine Katze")
+    assert said("caption", record, lang="fr") is None
+    assert said("cap", record) == ("cap en", "cat pic")
+    assert said("describe", record) == ("describe en", "long")
+    assert {said("caption", record, seed)[0] for seed in range(20)} == {"caption en", "caption de"}
+    assert all(said(name, EMPTY) is None for name in ("caption", "cap", "describe", "grounded_caption", "ocr"))
+
+
+def test_an_empty_caption_is_an_error_that_names_the_record():
+    with pytest.raises(DataError, match=r"^row 7: caption is ' ': expected text"):
+        build("caption", replace(EMPTY, texts=(Text(" "),)))
+
+
+def test_a_region_is_asked_for_by_its_box():
+    record = replace(EMPTY, texts=(Text("ein Ohr", "de", BOX_PX), Text("whole")), instances=(Instance("cat", BOX_PX),))
+    assert said("grounded_caption", record) == (f"caption {BOX}", "ein Ohr")
+    both = {said("grounded_caption", record, seed, from_instances=True)[1] for seed in range(20)}
+    assert both == {"ein Ohr", "cat"}
+    assert said("grounded_caption", record, lang="en", from_instances=True) == (f"caption {BOX}", "cat")
+    crowd = replace(EMPTY, instances=(Instance("cats", BOX_PX, is_crowd=True),))
+    assert said("grounded_caption", crowd, from_instances=True) is None
+    back = read_example(build("grounded_caption", record), SIZE)
+    assert back.texts == (Text("ein Ohr", "de", BOX_PX),)
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ((50, 10, 40, 20), r"box \(50, 10, 40, 20\) has no area: expected left < right"),
+        ((-9, 10, 0, 20), r"box \(-9, 10, 0, 20\) lies outside of the picture: expected pixels of 2046×1023"),
+        ((0, 0, float("nan"), 9), r"box \(.*nan.*\): expected four finite numbers"),
+    ],
+)
+def test_boxes_that_cannot_be_are_refused_in_the_words_of_the_tasks(box, message):
+    with pytest.raises(DataError, match="^row 7: " + message):
+        build("grounded_caption", replace(EMPTY, texts=(Text("x", box_xyxy_px=box),)))
+    with pytest.raises(DataError, match="^row 7: " + message):
+        build("ocr_boxes", replace(EMPTY, words=(Word("x", box),)))
+    with pytest.raises(DataError, match="^row 7: " + message):
+        build("detect", replace(EMPTY, instances=(Instance("x", box),)))
+
+
+def test_without_the_pictures_size_boxes_are_refused_and_texts_are_not():
+    record = Record(("a.jpg",), texts=(Text("a cat"), Text("ear", box_xyxy_px=BOX_PX)), where="row 8")
+    assert said("caption", record) == ("caption en", "a cat")
+    with pytest.raises(DataError, match=r"^row 8: the picture's size is not known"):
+        build("grounded_caption", record)
+
+
+WORDS = (Word("b", (50, 12, 60, 22)), Word("a", (0, 10, 10, 20)), Word("\n", (0, 0, 5, 5)), Word("c d", (0, 40, 9, 50)))
+
+
+def test_words_are_read_in_raster_order_with_single_spaces():
+    record = replace(EMPTY, words=WORDS)
+    assert said("ocr", record) == ("ocr", "a b c d")
+    assert said("ocr", record, order="source") == ("ocr", "b a c d")
+    unplaced = replace(EMPTY, words=(*WORDS, Word("e")))
+    assert said("ocr", unplaced) == ("ocr", "b a c d e")
+    assert said("ocr", EMPTY, empty=True) == said("ocr_boxes", EMPTY, empty=True) == ("ocr", "")
+
+
+def test_words_with_boxes_have_the_grammar_of_detection():
+    record = replace(EMPTY, words=(Word("late", (1200, 500, 1600, 700)), Word("to day", BOX_PX)))
+    text = f"{BOX} to day ; <loc0500><loc0600><loc0700><loc0800> late"
+    assert said("ocr_boxes", record) == ("ocr", text)
+    back = read_example(build("ocr_boxes", record), SIZE)
+    assert back.words == (Word("to day", BOX_PX), Word("late", (1200, 500, 1600, 700)))
+
+
+def test_words_that_the_grammar_cannot_carry_are_an_error_or_left_out():
+    record = replace(EMPTY, words=(Word("a;", BOX_PX), Word("b", BOX_PX)))
+    with pytest.raises(DataError, match=r"^row 7: word 'a;' holds ';'"):
+        build("ocr_boxes", record)
+    assert said("ocr_boxes", record, unfit="skip") == ("ocr", f"{BOX} b")
+    assert said("ocr", record) == ("ocr", "a; b")
+    with pytest.raises(DataError, match=r"^row 7: the word 'b' has no box"):
+        build("ocr_boxes", replace(EMPTY, words=(Word("b"),)))
+
+
+def test_random_words_are_dropped_until_the_rest_fits_and_none_is_favoured():
+    record = replace(EMPTY, words=tuple(Word(f"{i:02d}", (0, 20 * i, 10, 20 * i + 10)) for i in range(20)))
+    kept = Counter()
+    for seed in range(1000):
+        _, text = said("ocr", record, seed, max_length=23)
+        words = text.split(" ")
+        assert len(text) == 23  # eight words of two and seven spaces: not one dropped too many
+        assert words == sorted(words)
+        kept.update(words)
+    assert all(330 < kept[f"{i:02d}"] < 470 for i in range(20)), kept  # 400 expected, standard deviation 15.5
+
+
+def test_the_budget_counts_what_it_is_told_to_count():
+    record = replace(EMPTY, words=tuple(Word("x" * 9, (0, 20 * i, 10, 20 * i + 10)) for i in range(6)))
+    assert said("ocr", record, max_length=4, length=lambda text: len(text.split()))[1].split() == ["x" * 9] * 4
+    assert said("ocr", record, max_length=5)[1] == ""
+    _, boxed = said("ocr_boxes", record, max_length=100)
+    assert len(boxed) <= 100
+    assert boxed.count("<loc") == 8
+
+
+def test_questions_are_asked_both_ways():
+    record = replace(EMPTY, questions=(Asked("wo ist die Katze? ", ("On the sofa",), "de"), Asked("and?", ())))
+    assert said("answer", record) == ("answer en wo ist die Katze?", "On the sofa")
+    assert said("answer", record, lower=True) == ("answer en wo ist die Katze?", "on the sofa")
+    assert said("answer", record, answer_lang=None) == ("answer de wo ist die Katze?", "On the sofa")
+    assert said("answer", record, lang="fr") is None
+    assert said("question", record) == ("question de On the sofa", "wo ist die Katze?")
+    asked = Asked("wo ist die Katze?", ("On the sofa",), "de")
+    for fields in ({}, {"answer_lang": None}):
+        assert read_example(build("answer", record, **fields), SIZE).questions == (asked,)
+    assert read_example(build("question", record), SIZE).questions == (asked,)
+
+
+def test_which_answer_is_a_choice():
+    record = replace(EMPTY, questions=(Asked("what?", ("a", "b", "c")), Asked("who?", ("d",))))
+    assert said("answer", record, question_choice="first", choice="first") == ("answer en what?", "a")
+    answers = {said("answer", record, seed, question_choice="first", choice="random")[1] for seed in range(40)}
+    assert answers == {"a", "b", "c"}
