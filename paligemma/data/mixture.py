@@ -202,7 +202,7 @@ def quotas(given: Sequence[float], deck: int = DECK) -> tuple[int, ...]:
         for i in order[: deck - sum(cards)]:
             cards[i] += 1
     while sum(cards) > deck:  # many tiny shares were lifted to 1: the largest pay
-        cards[max(range(len(cards)), key=lambda i: cards[i] - exact[i] if cards[i] > 1 else -1)] -= 1
+        cards[max(range(len(cards)), key=lambda i: cards[i] - exact[i] if cards[i] > 1 else -deck)] -= 1
     return tuple(cards)
 
 

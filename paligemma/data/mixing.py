@@ -1,0 +1,95 @@
+"""A mixture as a YAML file: which sources, how often each, what becomes of them.
+
+    sources:
+      animals: {data: animals-coco/, task: detect, weight: 3}
+      captions: {data: captions/train.jsonl, weight: 1, limit: 100000}
+    temperature: 1.0          # weights to the power 1 / temperature
+    exhaustion: repeat        # repeat, drop or stop (data/mixture.py)
+
+Every source is opened as `open_data` does it, and takes its options (format, images, columns, …); `task` and
+`task_fields` name the builder of annotations. Paths are relative to the file.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from paligemma.data.mixture import Mixture, Part
+from paligemma.errors import DataError, nearest
+
+Open = Callable[..., dict[str, Any]]  # (data=…, task=…, task_fields=…, **options) -> split -> rows
+FIELDS = ("sources", "temperature", "exhaustion", "seed")
+_OWN = ("weight", "limit")
+
+
+def is_mixture(path: str | Path) -> bool:
+    """Whether a path is such a file; YOLO's data.yaml is another kind of YAML."""
+    path = Path(path)
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        return False
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False
+    return isinstance(tree, dict) and "sources" in tree
+
+
+def read_mixture(path: str | Path, open_source: Open, *, seed: int = 0, shuffle: bool = True) -> dict[str, Any]:
+    """The splits of a mixture: "train" is the `Mixture`; other splits are those of its sources, one after another.
+
+    Args:
+        open_source: opens one source.
+
+    Raises:
+        DataError: not such a file, or a field that it does not have.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: no mixture ({' '.join(str(error).split())[:160]}): expected YAML.") from None
+    if not isinstance(tree, dict) or not isinstance(tree.get("sources"), dict) or not tree["sources"]:
+        raise DataError(f"{path}: expected `sources:` with a name, `data:` and `weight:` for each.")
+    for key in tree:
+        if key not in FIELDS:
+            raise DataError(f"{path}: there is no field '{key}': expected {', '.join(FIELDS)}.{nearest(key, FIELDS)}")
+    parts: dict[str, Part] = {}
+    others: dict[str, list[Any]] = {}
+    for name, given in tree["sources"].items():
+        options = _options(given, f"{path}: source '{name}'")
+        own = {key: options.pop(key) for key in _OWN if key in options}
+        data = Path(options.pop("data"))
+        splits = open_source(data=str(data if data.is_absolute() else path.parent / data), **options)
+        if "train" not in splits:
+            raise DataError(f"{path}: source '{name}' has no train split: expected one beside {', '.join(splits)}.")
+        parts[str(name)] = Part(source=splits.pop("train"), **own)
+        for split, rows in splits.items():
+            others.setdefault(split, []).append(rows)
+    rules = {key: tree[key] for key in ("temperature", "exhaustion") if key in tree}
+    mixture = Mixture(parts, seed=int(tree.get("seed", seed)), shuffle=shuffle, **rules)
+    return {"train": mixture, **{split: Chain(rows) for split, rows in others.items()}}
+
+
+class Chain:
+    """Sources one after another."""
+
+    def __init__(self, sources: list[Any]) -> None:
+        self.sources = sources
+        self.ends = [sum(len(source) for source in sources[: i + 1]) for i in range(len(sources))]
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, index: int) -> Any:
+        at = next(i for i, end in enumerate(self.ends) if index < end)
+        return self.sources[at][index - (self.ends[at - 1] if at else 0)]
+
+
+def _options(given: Any, where: str) -> dict[str, Any]:
+    if isinstance(given, str):
+        return {"data": given}
+    if not isinstance(given, Mapping) or not isinstance(given.get("data"), str):
+        raise DataError(f"{where}: expected `data:` with a path, and `weight:`.")
+    return dict(given)
