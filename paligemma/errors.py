@@ -59,7 +59,15 @@ class TaskError(PaliGemmaError, ValueError):
 
 
 class DataError(PaliGemmaError, ValueError):
-    """Examples that cannot be read, or that make no sense as they stand."""
+    """Examples that cannot be read, or that make no sense as they stand.
+
+    Attributes:
+        kind: what `paligemma data check` counts it as: "missing picture", "wrong column", …
+    """
+
+    def __init__(self, message: str, *, kind: str = "unreadable row") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class TrainingError(PaliGemmaError, RuntimeError):

@@ -10,10 +10,12 @@ A folder may hold its splits in any of these ways; what is missing is simply not
 
 import json
 from array import array
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from paligemma.data.example import Example
+from paligemma.data.sources.paths import picture_path
 from paligemma.errors import DataError, nearest
 
 SPLITS: dict[str, tuple[str, ...]] = {
@@ -21,7 +23,7 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "valid": ("valid", "val", "validation", "dev"),
     "test": ("test",),
 }
-COLUMNS = ("image", "prefix", "suffix", "weight")
+COLUMNS = ("image", "images", "video", "prefix", "suffix", "weight", "unlearned")
 _PLACES = ("{}.jsonl", "_annotations.{}.jsonl", "annotations.{}.jsonl", "{}/_annotations.jsonl", "{}/annotations.jsonl")
 
 
@@ -41,9 +43,9 @@ class Jsonl:
         self.path = Path(path)
         if not self.path.is_file():
             raise DataError(f"{self.path}: no such file: expected a JSONL file of examples. Check the path.")
-        self.images = Path(images) if images is not None else self.path.parent
+        self.folder = Path(images) if images is not None else self.path.parent
         self.allow_outside = allow_outside
-        self._offsets, self._lines = array("q"), array("q")
+        self._offsets, self._lines = array("q"), array("q")  # line numbers only where some lines are blank
         with self.path.open("rb") as file:
             offset = 0
             for number, line in enumerate(file, 1):
@@ -51,6 +53,8 @@ class Jsonl:
                     self._offsets.append(offset)
                     self._lines.append(number)
                 offset += len(line)
+        if self._lines and self._lines[-1] == len(self._lines):
+            self._lines = array("q")
         if not self._offsets:
             raise DataError(f"{self.path}: no rows: expected one JSON object per line. Is this the right file?")
 
@@ -59,7 +63,7 @@ class Jsonl:
 
     def where(self, index: int) -> str:
         """How messages call a row."""
-        return f"{self.path.name} line {self._lines[index]}"
+        return f"{self.path.name} line {self._lines[index] if self._lines else index + 1}"
 
     def row(self, index: int) -> dict[str, Any]:
         """A row as it stands in the file.
@@ -73,7 +77,8 @@ class Jsonl:
         try:
             row = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise DataError(f"{self.where(index)}: not UTF-8 ({error.reason}): save the file as UTF-8.") from None
+            message = f"{self.where(index)}: not UTF-8 ({error.reason}): save the file as UTF-8."
+            raise DataError(message, kind="not UTF-8") from None
         except ValueError as error:
             raise DataError(f"{self.where(index)}: not JSON ({error}): expected one object per line.") from None
         if not isinstance(row, dict):
@@ -89,33 +94,31 @@ class Jsonl:
         row, where = self.row(index), self.where(index)
         for column in ("prefix", "suffix"):
             if column not in row:
-                raise DataError(f"{where}: no column '{column}': expected {_names()}.{nearest(column, row)}")
+                raise _wrong(f"{where}: no column '{column}': expected {_names()}.{nearest(column, row)}")
             if not isinstance(row[column], str):
-                raise DataError(f"{where}: '{column}' is a {type(row[column]).__name__}: expected text.")
-        if "image" not in row and "images" not in row:
-            raise DataError(f"{where}: no column 'image': expected {_names()}.{nearest('image', row)}")
-        named = row.get("image", row.get("images"))
-        named = [] if named is None else named if isinstance(named, list) else [named]
+                raise _wrong(f"{where}: '{column}' is a {type(row[column]).__name__}: expected text.")
         weight = row.get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
-            raise DataError(f"{where}: 'weight' is {weight!r}: expected a number of 0 or more.")
-        meta = {key: value for key, value in row.items() if key not in (*COLUMNS, "images")}
-        images = tuple(self._picture(name, where) for name in named)
-        return Example(images, row["prefix"], row["suffix"], float(weight), where, meta)
+            raise _wrong(f"{where}: 'weight' is {weight!r}: expected a number of 0 or more.")
+        meta = {key: value for key, value in row.items() if key not in COLUMNS}
+        images, unlearned = self.images(row, where), _stretches(row, where)
+        return Example(images, row["prefix"], row["suffix"], float(weight), where, meta, unlearned)
 
-    def _picture(self, name: Any, where: str) -> Path:
-        if not isinstance(name, str) or not name:
-            raise DataError(f"{where}: the picture is {name!r}: expected the name of a file.")
-        given = Path(name)
-        if not self.allow_outside and (given.is_absolute() or ".." in given.parts):
-            raise DataError(
-                f"{where}: the picture {name} lies outside {self.images}: expected a path inside. Move it, or allow "
-                "it with allow_outside=True (--allow-outside)."
-            )
-        for folder in (self.images, self.images / "images"):
-            if (folder / given).is_file():
-                return folder / given
-        raise DataError(f"{where}: the picture {name} is not in {self.images}: expected a file. Check name and folder.")
+    def images(self, row: Mapping[str, Any], where: str) -> tuple[Any, ...]:
+        """What a row's `image`, `images` or `video` name: files, or the frames of a clip.
+
+        Raises:
+            DataError: nothing is named, or it is not there or not allowed.
+        """
+        if "video" in row:
+            from paligemma.data.sources.video import clip_of_row
+
+            return clip_of_row(row, self.folder, where, allow_outside=self.allow_outside)
+        if "image" not in row and "images" not in row:
+            raise _wrong(f"{where}: no column 'image': expected {_names()}.{nearest('image', row)}")
+        named = row.get("image", row.get("images"))
+        named = [] if named is None else named if isinstance(named, list) else [named]
+        return tuple(picture_path(self.folder, name, where, allow_outside=self.allow_outside) for name in named)
 
 
 def find_splits(folder: str | Path, **options: Any) -> dict[str, Jsonl]:
@@ -144,3 +147,18 @@ def find_splits(folder: str | Path, **options: Any) -> dict[str, Jsonl]:
 
 def _names() -> str:
     return "image, prefix and suffix"
+
+
+def _wrong(message: str) -> DataError:
+    return DataError(message, kind="wrong column")
+
+
+def _stretches(row: Mapping[str, Any], where: str) -> tuple[tuple[int, int], ...]:
+    """The column `unlearned`, [[first, one past the last], …] characters of the suffix, as `Example` has them."""
+    given = row.get("unlearned") or []
+    fits = isinstance(given, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair) for pair in given
+    )
+    if not fits or any(not 0 <= first < last <= len(row["suffix"]) for first, last in given):
+        raise _wrong(f"{where}: 'unlearned' is {given!r}: expected [[first, last], …], characters of the suffix.")
+    return tuple((first, last) for first, last in given)

@@ -1,0 +1,323 @@
+"""What is wrong with a data set, found before a training run finds it: every row read, every picture decoded.
+
+    findings = check({"train": source, "valid": other})       findings.counts, findings.n_errors, table_lines(findings)
+
+Errors stop a training run or teach it something wrong; warnings are worth a look. Kinds and what they mean: `KINDS`.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from paligemma.data.duplicates import Twins, near_twins
+from paligemma.data.example import Example
+from paligemma.data.labels import likely_typos
+from paligemma.data.record import Instance, Record
+from paligemma.errors import DataError, PaliGemmaError
+from paligemma.processing.image import load_image
+from paligemma.tasks.grammar import check_area, parse_entries, stray_tokens
+
+Length = Callable[[Example], int]  # text tokens of an example, bos to eos
+
+KINDS: dict[str, tuple[str, str]] = {  # kind -> "error" or "warning", what it means
+    "unreadable row": ("error", "a row, file or annotation that cannot be read"),
+    "not UTF-8": ("error", "text in another encoding"),
+    "wrong column": ("error", "a column that is missing, misspelled or of the wrong type"),
+    "missing picture": ("error", "a row names a file that is not there"),
+    "path outside": ("error", "a row names a file outside of its folder"),
+    "broken picture": ("error", "a picture that cannot be decoded, or has no pixels"),
+    "no frames": ("error", "a video without a frame that can be decoded"),
+    "cut archive": ("error", "a tar that ends in the middle"),
+    "bad mask": ("error", "a run-length encoding of another size than the picture, or a polygon that is none"),
+    "turned-over box": ("error", "right <= left or bottom <= top"),
+    "box outside": ("error", "a box that lies outside of the picture altogether"),
+    "bad label": ("error", "a label that a prompt cannot carry: it holds ; < > or a newline, or is empty"),
+    "malformed suffix": ("error", "location or mask tokens that make no box or mask"),
+    "duplicate id": ("error", "two rows of a split with one id"),
+    "same picture in two splits": ("error", "what is held out was learned"),
+    "box over the edge": ("warning", "a box that reaches beyond the picture by more than a pixel; it is clipped"),
+    "empty suffix": ("warning", "an answer of nothing, where the prompt asks for text"),
+    "text too long": ("warning", "more tokens than the model will see; the end is cut"),
+    "similar pictures in two splits": ("warning", "the same picture saved again, or nearly the same"),
+    "same picture twice": ("warning", "one picture several times in a split, under different names"),
+    "likely typo": ("warning", "a rare label that nearly is a frequent one"),
+    "label only held out": ("warning", "a label that train never shows"),
+    "file": ("warning", "something about a whole file"),
+}
+_MAY_BE_EMPTY = ("detect", "segment", "ocr")  # prompts that nothing is an answer to
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong."""
+
+    kind: str
+    split: str
+    message: str
+
+    @property
+    def is_error(self) -> bool:
+        return KINDS[self.kind][0] == "error"
+
+
+@dataclass
+class Findings:
+    """Everything found.
+
+    Attributes:
+        n_rows, n_pictures: by split.
+        found: in the order of the rows.
+        labels: split -> label -> how many objects.
+        tasks: split -> first word of the prompt -> rows.
+    """
+
+    n_rows: dict[str, int] = field(default_factory=dict)
+    n_pictures: dict[str, int] = field(default_factory=dict)
+    found: list[Finding] = field(default_factory=list)
+    labels: dict[str, Counter[str]] = field(default_factory=dict)
+    tasks: dict[str, Counter[str]] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Kind -> how often, errors first, in the order of `KINDS`."""
+        counted = Counter(finding.kind for finding in self.found)
+        order = sorted(KINDS, key=lambda kind: KINDS[kind][0] != "error")
+        return {kind: counted[kind] for kind in order if counted[kind]}
+
+    @property
+    def n_errors(self) -> int:
+        return sum(finding.is_error for finding in self.found)
+
+    def of(self, kind: str) -> list[Finding]:
+        return [finding for finding in self.found if finding.kind == kind]
+
+    def to_dict(self, n_examples: int = 5) -> dict[str, Any]:
+        """JSON types; of every kind the first few messages."""
+        return {
+            "rows": self.n_rows,
+            "pictures": self.n_pictures,
+            "errors": self.n_errors,
+            "findings": [
+                {
+                    "kind": kind, "level": KINDS[kind][0], "count": count,
+                    "examples": [{"split": f.split, "message": f.message} for f in self.of(kind)[:n_examples]],
+                }
+                for kind, count in self.counts.items()
+            ],
+            "labels": {split: dict(counter.most_common()) for split, counter in self.labels.items()},
+            "tasks": {split: dict(counter.most_common()) for split, counter in self.tasks.items()},
+        }  # fmt: skip
+
+
+def check(
+    splits: Mapping[str, Any],
+    *,
+    length: Length | None = None,
+    max_text: int | None = None,
+    decode: bool = True,
+    progress: Callable[[int], Any] | None = None,
+) -> Findings:
+    """Read every row of every split.
+
+    Args:
+        splits: split -> source of examples or records.
+        length: text tokens of an example; None measures no text.
+        max_text: most of them.
+        decode: decode every picture; False only looks whether its file is there, and compares no pictures.
+        progress: called after every row with 1.
+    """
+    findings = Findings()
+    twins = Twins()
+    for split, source in splits.items():
+        look = _Look(findings, split, length, max_text, twins if decode else None)
+        for problem in getattr(source, "problems", ()):
+            look.note(_kind_of_file(problem), problem)
+        for index in range(len(source)):
+            look.row(source, index)
+            if progress is not None:
+                progress(1)
+        findings.n_rows[split] = len(source)
+        findings.n_pictures[split] = look.n_pictures
+    _compare_pictures(findings, twins)
+    _compare_labels(findings)
+    return findings
+
+
+class _Look:
+    """The rows of one split, one after another."""
+
+    def __init__(
+        self, findings: Findings, split: str, length: Length | None, max_text: int | None, twins: Twins | None
+    ) -> None:
+        self.findings, self.split, self.length, self.max_text, self.twins = findings, split, length, max_text, twins
+        self.labels = findings.labels.setdefault(split, Counter())
+        self.tasks = findings.tasks.setdefault(split, Counter())
+        self.ids: dict[str, str] = {}
+        self.sizes: dict[str, tuple[int, int] | None] = {}  # pictures seen, by file: decoded once
+        self.n_pictures = 0
+
+    def note(self, kind: str, message: str) -> None:
+        self.findings.found.append(Finding(kind, self.split, message))
+
+    def row(self, source: Any, index: int) -> None:
+        try:
+            row = source[index]
+        except PaliGemmaError as error:
+            kind = getattr(error, "kind", "unreadable row")
+            self.note(kind if kind in KINDS else "unreadable row", str(error))
+            return
+        size = self._pictures(row)
+        identity = row.id if isinstance(row, Record) else str(row.meta.get("id", ""))
+        if identity:
+            if identity in self.ids:
+                self.note("duplicate id", f"{row.where}: id {identity} is also that of {self.ids[identity]}")
+            self.ids.setdefault(identity, row.where)
+        if isinstance(row, Record):
+            self._record(row, row.size_hw or size)
+        else:
+            self._example(row)
+
+    def _pictures(self, row: Record | Example) -> tuple[int, int] | None:
+        """Height and width of the first picture, None where it cannot be read."""
+        sizes: list[tuple[int, int] | None] = []
+        for image in row.images:
+            name = str(image) if not isinstance(image, bytes | np.ndarray) else hashlib.blake2b(image).hexdigest()
+            if name not in self.sizes:
+                self.sizes[name] = self._decoded(image, row.where)
+                self.n_pictures += 1
+            sizes.append(self.sizes[name])
+        return sizes[0] if sizes else None
+
+    def _decoded(self, image: Any, where: str) -> tuple[int, int] | None:
+        if self.twins is None:
+            return None
+        try:
+            picture = load_image(image)
+        except PaliGemmaError as error:
+            self.note("broken picture", f"{where}: {error}")
+            return None
+        self.twins.add(self.split, where, picture)
+        return picture.shape[0], picture.shape[1]
+
+    def _record(self, record: Record, size_hw: tuple[int, int] | None) -> None:
+        for instance in record.instances:
+            self.labels[instance.label] += 1
+            self._box(record.where, instance, size_hw)
+            if not instance.label.strip() or set(instance.label) & set(";<>\n"):
+                self.note("bad label", f"{record.where}: the label {instance.label!r}")
+            if instance.mask is not None:
+                try:
+                    instance.mask.pixels()
+                except DataError as error:
+                    self.note("bad mask", f"{record.where}: {instance.label}: {error}")
+        for text in record.texts:
+            if not text.text.strip():
+                self.note("empty suffix", f"{record.where}: an empty {text.style}")
+
+    def _box(self, where: str, instance: Instance, size_hw: tuple[int, int] | None) -> None:
+        x1, y1, x2, y2 = instance.box_xyxy_px
+        told = f"{where}: {instance.label!r} at left {x1:g}, top {y1:g}, right {x2:g}, bottom {y2:g}"
+        if not (x2 > x1 and y2 > y1):
+            self.note("turned-over box", f"{told}: expected left < right and top < bottom")
+        elif size_hw is not None:
+            height, width = size_hw
+            if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
+                self.note("box outside", f"{told}: the picture is {width}×{height}")
+            elif min(x1, y1) < -1 or x2 > width + 1 or y2 > height + 1:
+                self.note("box over the edge", f"{told}: the picture is {width}×{height}")
+
+    def _example(self, example: Example) -> None:
+        task = example.prefix.split(" ", 1)[0]
+        self.tasks[task] += 1
+        entries, problems = parse_entries(example.suffix)
+        if entries:
+            for entry in entries:
+                self.labels[entry.label] += 1
+            _, flat = check_area(example.suffix, entries)
+            for problem in flat:
+                self.note("turned-over box", f"{example.where}: {problem}")
+            for problem in problems:
+                self.note("malformed suffix", f"{example.where}: {problem}")
+        else:
+            for problem in stray_tokens(example.suffix):
+                self.note("malformed suffix", f"{example.where}: {problem}")
+        if not example.suffix.strip() and task not in _MAY_BE_EMPTY:
+            self.note("empty suffix", f"{example.where}: the suffix of {example.prefix[:60]!r} is empty")
+        if self.length is not None and self.max_text is not None:
+            try:
+                n = self.length(example)
+            except PaliGemmaError as error:
+                self.note("unreadable row", str(error))
+                return
+            if n > self.max_text:
+                self.note("text too long", f"{example.where}: {n} tokens, {self.max_text} are seen")
+
+
+def _kind_of_file(problem: str) -> str:
+    if "duplicate" in problem or "twice" in problem:
+        return "duplicate id"
+    return "cut archive" if "cut off" in problem else "file"
+
+
+def _compare_pictures(findings: Findings, twins: Twins) -> None:
+    for first, second in twins.exact():
+        kind = "same picture twice" if first[0] == second[0] else "same picture in two splits"
+        message = f"{second[1]} shows the picture of {first[0]}: {first[1]}"
+        findings.found.append(Finding(kind, second[0], message))
+    for first, second in near_twins(twins):
+        message = f"{second[1]} looks like {first[0]}: {first[1]}"
+        findings.found.append(Finding("similar pictures in two splits", second[0], message))
+
+
+def _compare_labels(findings: Findings) -> None:
+    total: Counter[str] = sum(findings.labels.values(), Counter())
+    for rare, frequent in likely_typos(total):
+        split = next(name for name, counter in findings.labels.items() if counter[rare])
+        message = f"{rare!r} ({total[rare]} times) may mean {frequent!r} ({total[frequent]} times)"
+        findings.found.append(Finding("likely typo", split, message))
+    train = findings.labels.get("train")
+    if train:
+        for split, counter in findings.labels.items():
+            for label in sorted(set(counter) - set(train)):
+                message = f"{label!r}: {counter[label]} times in {split}, never in train"
+                findings.found.append(Finding("label only held out", split, message))
+
+
+def table_lines(findings: Findings, n_examples: int = 3) -> Sequence[str]:
+    """What people read: rows, findings with their first examples, class balance."""
+    lines = [f"{split}: {n:,} rows, {findings.n_pictures[split]:,} pictures" for split, n in findings.n_rows.items()]
+    if not findings.found:
+        lines.append("nothing found")
+    for kind, count in findings.counts.items():
+        level, meaning = KINDS[kind]
+        lines += ["", f"{level}: {kind} × {count:,} ({meaning})"]
+        for finding in findings.of(kind)[:n_examples]:
+            lines.append(f"  {finding.split}: {finding.message}")
+        if count > n_examples:
+            lines.append(f"  … and {count - n_examples:,} more")
+    lines += _balance(findings.labels, "label")
+    lines += _balance(findings.tasks, "prompt")
+    return lines
+
+
+def _balance(by_split: Mapping[str, Counter[str]], what: str, n_shown: int = 12) -> list[str]:
+    total: Counter[str] = sum(by_split.values(), Counter())
+    if not total:
+        return []
+    names = [name for name, _ in total.most_common()]
+    shown = names if len(names) <= n_shown + 2 else [*names[: n_shown - 3], *names[-3:]]
+    width = max(len(what), *(len(repr(name)[1:-1]) for name in shown), 3)
+    splits = list(by_split)
+    columns = [max(len(split), 7) for split in splits]
+    head = f"{what:<{width}}" + "".join(f"  {split:>{n}}" for split, n in zip(splits, columns, strict=True))
+    rows = ["", head]
+    for i, name in enumerate(shown):
+        if len(shown) < len(names) and i == len(shown) - 3:
+            rows.append(f"… {len(names) - len(shown)} more")
+        cells = "".join(f"  {by_split[split][name]:>{n},}" for split, n in zip(splits, columns, strict=True))
+        rows.append(f"{repr(name)[1:-1]:<{width}}{cells}")
+    return rows

@@ -1,0 +1,182 @@
+"""`check` finds each kind of fault, counts it, and finds nothing where nothing is wrong."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paligemma.data.check import KINDS, check, table_lines
+from paligemma.data.duplicates import Twins, near_twins
+from paligemma.data.labels import likely_typos, one_edit
+from paligemma.data.record import Instance, Mask, Record, Text
+from paligemma.data.sources.jsonl import Jsonl
+from paligemma.data.world import render, sample_scene
+
+BOX = "<loc0100><loc0100><loc0500><loc0600>"
+TURNED = "<loc0500><loc0100><loc0100><loc0600>"
+
+
+class Records:
+    """Records that were made by hand."""
+
+    labels = ("cat", "dog")
+
+    def __init__(self, *records: Record) -> None:
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.records[index]
+
+
+def drawn(seed: int) -> np.ndarray:
+    return render(sample_scene(seed, "full")).image
+
+
+def folder(path: Path, rows: list[object], pictures: int = 3, first: int = 0, name: str = "train.jsonl") -> Jsonl:
+    path.mkdir(exist_ok=True)
+    for i in range(pictures):
+        Image.fromarray(drawn(first + i)).save(path / f"{i}.png")
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    (path / name).write_bytes(b"\n".join(lines))
+    return Jsonl(path / name)
+
+
+def row(image: str = "0.png", prefix: str = "caption en", suffix: str = "a cat", **more: object) -> dict[str, object]:
+    return {"image": image, "prefix": prefix, "suffix": suffix, **more}
+
+
+def test_nothing_is_found_where_nothing_is_wrong(tmp_path):
+    source = folder(
+        tmp_path, [row(), row("1.png"), row("2.png", "detect cat", f"{BOX} cat"), row(prefix="ocr", suffix="")]
+    )
+    findings = check({"train": source})
+    assert findings.found == []
+    assert findings.n_rows == {"train": 4}
+    assert findings.n_pictures == {"train": 3}
+    assert findings.labels["train"] == {"cat": 1}
+    assert "nothing found" in table_lines(findings)
+
+
+@pytest.mark.parametrize(
+    ("faulty", "kind"),
+    [
+        (row("nowhere.png"), "missing picture"),
+        (row("/etc/hostname"), "path outside"),
+        (row("../secret.png"), "path outside"),
+        ({"image": "0.png", "prefix": "caption en", "sufix": "a cat"}, "wrong column"),
+        ({"picture": "0.png", "prefix": "caption en", "suffix": "a cat"}, "wrong column"),
+        (row(suffix=3), "wrong column"),
+        (b'{"image": "0.png", "prefix": "caption en", "suffix": "\xff\xfe"}', "not UTF-8"),
+        (b'{"image": "0.png", ', "unreadable row"),
+        (row("broken.png"), "broken picture"),
+        (row("empty.png"), "broken picture"),
+        (row(suffix="  "), "empty suffix"),
+        (row(prefix="detect cat", suffix=f"{TURNED} cat"), "turned-over box"),
+        (row(prefix="detect cat", suffix=BOX[:27] + " cat"), "malformed suffix"),
+    ],
+)
+def test_each_fault_of_a_row_is_found_and_counted(tmp_path, faulty, kind):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nrest is missing")
+    (tmp_path / "empty.png").write_bytes(b"")
+    findings = check({"train": folder(tmp_path, [row(), faulty, row("1.png"), faulty])})
+    assert findings.counts == {kind: 1 if kind == "broken picture" else 2}
+    assert findings.n_errors == (0 if KINDS[kind][0] == "warning" else findings.counts[kind])
+    (line,) = [line for line in table_lines(findings) if line.startswith(("error: ", "warning: "))]
+    assert line.startswith(f"{KINDS[kind][0]}: {kind} ×")
+
+
+def test_faults_of_annotations_are_found():
+    picture = drawn(1)
+    height, width = picture.shape[:2]
+
+    def record(name: str, *instances: Instance, **more: object) -> Record:
+        return Record((picture,), (height, width), tuple(instances), where=name, **more)
+
+    whole = Mask.of(np.ones((height, width), bool))
+    findings = check(
+        {
+            "train": Records(
+                record("fine", Instance("cat", (1, 1, 20, 20), whole), id="1"),
+                record("turned", Instance("cat", (20, 1, 1, 20))),
+                record("negative", Instance("cat", (-30, 1, 20, 20))),
+                record("outside", Instance("cat", (width + 5, 1, width + 9, 20))),
+                record("flat", Instance("cat", (5, 5, 5, 9))),
+                record("short mask", Instance("cat", (1, 1, 20, 20), Mask((height, width), counts=(5, 5)))),
+                record("two corners", Instance("cat", (1, 1, 20, 20), Mask((height, width), ((1, 1, 5, 5),)))),
+                record("label", Instance("cat;dog", (1, 1, 20, 20))),
+                record("again", id="1"),
+                record("no words", texts=(Text(" "),)),
+            )
+        }
+    )
+    assert findings.counts == {
+        "bad mask": 2, "turned-over box": 2, "box outside": 1, "bad label": 1, "duplicate id": 1,
+        "box over the edge": 1, "empty suffix": 1,
+    }  # fmt: skip
+
+
+def test_texts_beyond_the_limit_are_measured_by_the_given_tokenizer(tmp_path):
+    source = folder(tmp_path, [row(suffix="one two three"), row(suffix="one")])
+    findings = check({"train": source}, length=lambda example: len(example.suffix.split()), max_text=2)
+    assert findings.counts == {"text too long": 1}
+    assert "3 tokens, 2 are seen" in findings.found[0].message
+
+
+def test_pictures_that_turn_up_in_two_splits_are_found_by_their_content(tmp_path):
+    train = folder(tmp_path / "train", [row(), row("1.png"), row("2.png")])
+    valid = folder(tmp_path / "valid", [row("same.bmp"), row("small.jpg"), row("new.png")], pictures=0)
+    picture = Image.open(tmp_path / "train" / "1.png")
+    picture.save(tmp_path / "valid" / "same.bmp")
+    smaller = Image.open(tmp_path / "train" / "2.png")
+    smaller.resize((smaller.width * 3 // 4, smaller.height * 3 // 4)).save(tmp_path / "valid" / "small.jpg", quality=85)
+    Image.fromarray(drawn(77)).save(tmp_path / "valid" / "new.png")
+    findings = check({"train": train, "valid": valid})
+    assert findings.counts == {"same picture in two splits": 1, "similar pictures in two splits": 1}
+    (exact,), (near,) = (findings.of(f"{word} in two splits") for word in ("same picture", "similar pictures"))
+    assert "line 1 shows the picture of train: train.jsonl line 2" in exact.message
+    assert "line 2 looks like train: train.jsonl line 3" in near.message
+
+
+def test_different_pictures_are_not_taken_for_each_other():
+    twins = Twins()
+    for seed in range(40):
+        twins.add("train" if seed % 2 else "valid", str(seed), drawn(seed))
+    assert list(near_twins(twins)) == []
+    assert list(twins.exact()) == []
+
+
+def test_labels_that_look_like_misspellings():
+    counts = {
+        "bicycle": 50,
+        "bicylce": 2,
+        "Bicycle": 1,
+        "dogs": 3,
+        "dog": 30,
+        "cat": 40,
+        "car": 2,
+        "grass": 9,
+        "gras": 1,
+    }
+    assert set(likely_typos(counts)) == {
+        ("bicylce", "bicycle"),
+        ("Bicycle", "bicycle"),
+        ("dogs", "dog"),
+        ("gras", "grass"),
+    }
+    assert one_edit("abcde", "abde")
+    assert one_edit("abcde", "abdce")
+    assert not one_edit("abcde", "abcde")
+    assert not one_edit("abcde", "badce")
+
+
+def test_labels_that_train_never_shows(tmp_path):
+    train = folder(tmp_path / "a", [row("0.png", "detect cat", f"{BOX} cat")])
+    valid = folder(tmp_path / "b", [row("0.png", "detect dog", f"{BOX} dog")], first=50)
+    findings = check({"train": train, "valid": valid})
+    assert findings.counts == {"label only held out": 1}
+    assert findings.to_dict()["findings"][0]["examples"][0]["message"] == "'dog': 1 times in valid, never in train"
