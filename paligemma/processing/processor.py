@@ -10,7 +10,7 @@ from paligemma.config import PaliGemmaConfig
 from paligemma.errors import PromptError, ShapeError, TokenizerError
 from paligemma.processing.batch import Batch, Item, PaddingSide, collate
 from paligemma.processing.batch import pack as pack_items
-from paligemma.processing.image import MAX_PIXELS, load_image, to_pixels
+from paligemma.processing.image import MAX_PIXELS, load_image, open_rgb, to_pixels
 from paligemma.processing.prompt import Sequence, fit, lay_out
 from paligemma.processing.resize import Picture
 from paligemma.processing.tokenizer import Tokenizer
@@ -147,7 +147,11 @@ class Processor:
 
     def pixels(self, pictures: List[Any]) -> Tensor:
         """Pictures as float32[n, 3, R, R] in [-1, 1]."""
-        loaded = [self.load_image(picture) for picture in pictures]
+        rules = self.config.processing
+        loaded = [
+            open_rgb(picture, alpha=rules.alpha, exif_orientation=rules.exif_orientation, max_pixels=self.max_pixels)
+            for picture in pictures
+        ]
         side = self.config.vision.resolution
         if not loaded:
             return torch.zeros(0, 3, side, side)
