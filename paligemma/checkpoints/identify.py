@@ -1,6 +1,7 @@
 """Which format a path holds, judged by its content; pickles are recognised and never opened."""
 
 import re
+import shlex
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ MASK_DECODERS = ("mask_vae.npz", "vae-oid.npz")
 Format = Literal["hf", "npz", "adapter", "pickle"]
 
 _PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_ORBAX = ("_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA")
 _FOREIGN = {b"GGUF": "GGUF (llama.cpp)", b"\x89HDF": "HDF5 (Keras)", b"\x93NUM": "a single numpy array"}
 
 
@@ -59,10 +61,7 @@ def _identify_folder(folder: Path) -> Format:
         raise CheckpointError(f"{folder}: holds {len(archives)} .npz archives: expected one. Name the one you mean.")
     if any(name.endswith(_PICKLE_SUFFIXES) for name in names):
         return "pickle"
-    if any(name.startswith("checkpoint.bv") or name in ("_METADATA", "manifest.ocdbt") for name in names):
-        raise CheckpointError(
-            f"{folder}: a tensorstore checkpoint: expected .npz or safetensors. Export it with big_vision's own tools."
-        )
+    refuse_tensorstore(folder)
     raise CheckpointError(
         f"{folder}: no weights inside: expected model.safetensors, its shards, or one .npz. Check the path."
     )
@@ -124,4 +123,64 @@ def refuse_pickle(path: Path) -> PickleRefused:
     return PickleRefused(
         f"{path}: a pickle, which can run code when opened: expected safetensors or .npz. It was not opened; if you "
         f"trust its source, convert it: {command}"
+    )
+
+
+def refuse_pickled_part(path: Path) -> PickleRefused:
+    """The refusal of a pickled raw Gemma or SigLIP, with the command that converts it: a file, or a folder of them."""
+    if not path.is_dir():
+        return refuse_pickle(path)
+    files = sorted(file for file in path.iterdir() if file.suffix in _PICKLE_SUFFIXES)
+    if len(files) == 1 and not (path / "config.json").is_file():
+        return refuse_pickle(files[0])
+    index = path / "pytorch_model.bin.index.json"
+    is_plain = not index.is_file() or "qkv_proj" not in index.read_text(encoding="utf-8", errors="replace")
+    if is_plain and (path / "config.json").is_file():
+        target = f"{path}-safetensors"
+        code = (
+            "import sys; from transformers import AutoModel as M; "
+            "M.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])"
+        )
+    else:  # the shards of gemma_pytorch, which transformers does not know
+        target = f"{path}.safetensors"
+        code = (
+            "import sys, pathlib, torch; from safetensors.torch import save_file; s = {}; "
+            f"[s.update(torch.load(f, map_location='cpu', weights_only=True)) for f in "
+            f"sorted(pathlib.Path(sys.argv[1]).glob('*{files[0].suffix}'))]; "
+            "save_file({k: v.clone().contiguous() for k, v in s.items()}, sys.argv[2])"
+        )
+    return PickleRefused(
+        f"{path}: holds pickles, which can run code when opened: expected safetensors or .npz. None was opened; if you "
+        f'trust their source, convert them: python -c "{code}" {shlex.quote(str(path))} {shlex.quote(target)}'
+    )
+
+
+def refuse_tensorstore(folder: Path) -> None:
+    """Refuse a folder of array chunks (Gemma's Flax weights, big_vision's trainer), with the command that converts it.
+
+    Raises:
+        CheckpointError: it is one, or holds one.
+    """
+    inside = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+    old = next((p for p in inside if p.name.startswith("checkpoint.bv") or any(p.glob("params~*"))), None)
+    if old is not None:
+        what = "a tensorstore checkpoint of big_vision"
+        code = (
+            "import sys, numpy as np, big_vision.utils as u; np.savez(sys.argv[2], **{n: np.asarray(v, np.float32) "
+            "for n, v in u.tree_flatten_with_names(u.tsload(sys.argv[1]))[0]})"
+        )
+    else:
+        old = next((p for p in inside if any((p / name).exists() for name in _ORBAX)), None)
+        what = "an Orbax (tensorstore) checkpoint"
+        code = (
+            "import sys, os, jax, numpy as np, orbax.checkpoint as o; "
+            "t = o.PyTreeCheckpointer().restore(os.path.abspath(sys.argv[1])); "
+            "np.savez(sys.argv[2], **{'/'.join(str(k.key) for k in p): np.asarray(v, np.float32) "
+            "for p, v in jax.tree_util.tree_flatten_with_path(t)[0]})"
+        )
+    if old is None:
+        return
+    raise CheckpointError(
+        f"{old}: {what}: expected .npz or safetensors. Convert it where its own package is installed: "
+        f'python -c "{code}" {shlex.quote(str(old))} {shlex.quote(f"{old}.npz")}'
     )

@@ -5,6 +5,7 @@ paligemma checkpoint convert paligemma2-3b-pt-224.b16.npz ./pt-224 --tokenizer t
 paligemma checkpoint convert ./pt-224 pt-448.npz --resolution 448 --dtype bfloat16
 paligemma checkpoint merge paligemma2-3b-pt-448 ./my-adapter ./my-model
 paligemma checkpoint verify ./my-model
+paligemma checkpoint assemble --vision google/siglip-so400m-patch14-224 --text google/gemma-2-2b --out ./stage0
 paligemma checkpoint push runs/digits me/digits --create --private
 """
 
@@ -23,12 +24,14 @@ from paligemma.cli.run import PATIENCE_S, note, table
 
 if TYPE_CHECKING:
     from paligemma.checkpoints import Checkpoint
+    from paligemma.config import Resize
 
 ACTIONS = {
     "info": "what a checkpoint holds",
     "convert": "write it in another format, layout, dtype or resolution",
     "merge": "merge a LoRA adapter into its base model",
     "verify": "read it from end to end: structure, checksums, NaN and Inf",
+    "assemble": "stage 0: a raw SigLIP and a raw Gemma become one model",
     "push": "send a result folder with its card to the hub",
 }
 
@@ -37,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     parsers = {name: actions.add_parser(name, help=text, description=text) for name, text in ACTIONS.items()}
     _add_push_arguments(parsers["push"])
+    _add_assemble_arguments(parsers["assemble"])
     for name, sub in parsers.items():
-        if name == "push":
+        if name in ("push", "assemble"):
             continue
         place = "BASE" if name == "merge" else "PATH"
         sub.add_argument("path", metavar=place, help="folder, .npz file, hub id or short name")
@@ -57,6 +61,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("--overwrite", action="store_true", help="replace what stands at OUT")
 
 
+def _add_assemble_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--vision", required=True, metavar="SIGLIP", help="image tower: folder, file, hub id")
+    sub.add_argument("--text", required=True, metavar="GEMMA", help="decoder: folder, file, hub id")
+    sub.add_argument("--out", required=True, metavar="OUT", help="folder, or a file ending in .npz")
+    sub.add_argument("--format", choices=("hf", "npz"), help="default: by the name of OUT")
+    sub.add_argument("--resolution", type=int, metavar="R", help="side of the pictures (default: 224, or the preset's)")
+    sub.add_argument("--init", default="normal", metavar="HOW", help="new rows: normal, mean, zeros (default: normal)")
+    sub.add_argument("--projector", default="zeros", metavar="HOW", help="zeros or normal (default: zeros)")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
+    sub.add_argument("--dtype", metavar="T", help="float32, bfloat16 or float16 (default: as each part has it)")
+    sub.add_argument("--tokenizer", metavar="FILE", help="tokenizer.model or tokenizer.json not beside the text part")
+    sub.add_argument("--preset", metavar="M", help="whole model whose sizes and choices the result has")
+    sub.add_argument("--vision-preset", metavar="M", help="of the tower, where no config.json tells the heads")
+    sub.add_argument("--text-preset", metavar="M", help="of the decoder, where no config.json tells the heads")
+    sub.add_argument("--layout", default="A", choices=tuple("ABCD"), help="tensor names of a folder (default: A)")
+    sub.add_argument("--max-shard-gb", type=float, default=5.0, metavar="GB", help="largest file (default: 5)")
+    sub.add_argument("--no-strict", action="store_true", help="drop tensors that no part of the model uses")
+    sub.add_argument("--overwrite", action="store_true", help="replace what stands at OUT")
+    add_output_options(sub)
+
+
 def _add_push_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("folder", metavar="FOLDER", help="of a run, or with weights and README.md")
     sub.add_argument("repo", metavar="REPO", help="owner/name on the hub")
@@ -70,6 +95,7 @@ def _add_push_arguments(sub: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     actions = {"info": _info, "convert": _convert, "merge": _convert, "verify": _verify, "push": _push}
+    actions["assemble"] = _assemble
     return actions[args.action](args)
 
 
@@ -187,6 +213,35 @@ def _convert(args: argparse.Namespace) -> int:
         print(json.dumps({"out": str(out)}, ensure_ascii=False))
     else:
         print(out)
+    return 0
+
+
+def _assemble(args: argparse.Namespace) -> int:
+    from paligemma.checkpoints import assemble, save_assembly
+
+    is_npz = args.format == "npz" or (args.format is None and args.out.endswith(".npz"))
+    resize: Resize | None = "bv_bilinear_aa" if is_npz else "hf_bicubic"  # each format implies its own
+    if args.preset:
+        resize = None
+    config, state = assemble(
+        _locate(args.vision), _locate(args.text), resolution=args.resolution, init=args.init, seed=args.seed,
+        projector=args.projector, dtype=args.dtype, resize=resize, preset=args.preset, strict=not args.no_strict,
+        vision_preset=args.vision_preset, text_preset=args.text_preset,
+    )  # fmt: skip
+    with state, _progress("assembling") as advance:
+        report = save_assembly(
+            args.out, config, state, to="npz" if is_npz else "hf", layout=args.layout, tokenizer=args.tokenizer,
+            max_shard_bytes=int(args.max_shard_gb * 1e9), overwrite=args.overwrite, progress=advance,
+        )  # fmt: skip
+    if args.json:
+        print(json.dumps({"out": args.out, **report.to_dict()}, ensure_ascii=False))
+        return 0
+    facts = report.to_dict()
+    dropped = facts.pop("dropped")
+    lines = [[name, text] for name, text in facts.items()]
+    lines += [["dropped", f"{len(names)} tensors, {names[0]} …: {why}"] for why, names in dropped.items()]
+    note(table(lines))
+    print(args.out)
     return 0
 
 
