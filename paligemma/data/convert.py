@@ -1,0 +1,347 @@
+"""Any data set to any other format.
+
+    convert("animals-coco/", "animals-yolo/", to="yolo")
+    convert("animals-coco/", "rows/", to="jsonl", build=BUILDERS["detect"])
+    convert("rows/", "back/", to="coco")                       prompts are read by the builders that write them
+
+Formats of records (coco, yolo, voc) hold annotations, formats of examples (jsonl) prompts and answers. What a format
+cannot carry is counted, never dropped in silence. A format is one line in `WRITERS`.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from paligemma.data.builders import Builder, Built, read_example
+from paligemma.data.example import Example
+from paligemma.data.record import Record
+from paligemma.data.sources.coco_write import write_coco
+from paligemma.data.sources.folder import picture_size
+from paligemma.data.sources.jsonl_write import write_jsonl
+from paligemma.data.sources.open import READERS, open_data, sniff
+from paligemma.data.sources.voc import write_voc
+from paligemma.data.sources.yolo import write_yolo
+from paligemma.errors import DataError, ImageError, OptionError, nearest
+
+__all__ = [
+    "READERS", "WRITERS", "Converted", "Split", "Writer", "all_labels", "convert", "holds_records", "read_records",
+    "sniff", "write_jsonl", "write_split",
+]  # fmt: skip
+
+Build = Callable[[Record, np.random.Generator, Sequence[str]], Example | None]
+Read = Callable[[Example, tuple[int, int]], Record | None]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """How a format is written.
+
+    Attributes:
+        holds: "records" or "examples".
+        write: (rows, folder, *, split, overwrite, left_out) -> path; of records with labels too.
+    """
+
+    holds: Literal["records", "examples"]
+    write: Callable[..., Path]
+
+
+WRITERS: dict[str, Writer] = {
+    "jsonl": Writer("examples", write_jsonl),
+    "coco": Writer("records", write_coco),
+    "coco_official": Writer("records", partial(write_coco, layout="official")),
+    "yolo": Writer("records", write_yolo),
+    "voc": Writer("records", write_voc),
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """What came of one split; the fields are those of `Converted`."""
+
+    file: Path
+    n_rows: int
+    left_out: dict[str, int]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What came of a conversion.
+
+    Attributes:
+        files: the file that was written for each split.
+        n_rows: rows written, by split.
+        left_out: what the new format cannot carry, with counts.
+        problems: rows that could not be used and what else was wrong, a sentence each.
+    """
+
+    files: dict[str, Path]
+    n_rows: dict[str, int]
+    left_out: dict[str, int]
+    problems: tuple[str, ...]
+
+
+def convert(
+    data: str | Path,
+    out: str | Path,
+    *,
+    to: str,
+    format: str = "auto",
+    build: Builder | Build | None = None,
+    read: Read | None = None,
+    overwrite: bool = False,
+    skip_broken: bool = False,
+    seed: int = 0,
+    **options: Any,
+) -> Converted:
+    """Write every split of a data set in another format.
+
+    Args:
+        to: one of `WRITERS`.
+        format: of the data; "auto" looks at it.
+        build: makes the prompt and answer of a record, for formats of examples: a builder, or a function of record,
+            random numbers and labels; None of a record means that it does not apply, which is counted.
+        read: what an example says about its picture of that height and width; None of a prompt that says nothing.
+            Default: as the builders read it, masks left out. Rows of one picture become one record.
+        overwrite: replace splits that are there already.
+        skip_broken: go on after a row that cannot be read, and report it.
+        seed: of what is random in `build`.
+        options: of the reader, as in `open_data`.
+
+    Raises:
+        OptionError: unknown formats, no builder where one is needed, a split that is there already.
+        DataError: a row that cannot be read.
+    """
+    writer = _writer(to)
+    if Path(data).exists() and Path(out).exists() and Path(data).samefile(out):
+        raise OptionError(f"{out} is the data itself: expected another folder. Name a new one.")
+    sources = open_data(data, format=format, **options)
+    labels = all_labels(sources, read) if writer.holds == "records" or build is not None else ()
+    done = {
+        split: write_split(
+            source, out, to=to, split=split, labels=labels, build=build, read=read, overwrite=overwrite,
+            skip_broken=skip_broken, seed=seed + number,
+        )
+        for number, (split, source) in enumerate(sources.items())
+    }  # fmt: skip
+    left_out: Counter[str] = Counter()
+    for one in done.values():
+        left_out.update(one.left_out)
+    problems = tuple(f"{split}: {problem}" for split, one in done.items() for problem in one.problems)
+    files = {split: one.file for split, one in done.items()}
+    return Converted(files, {split: one.n_rows for split, one in done.items()}, dict(left_out), problems)
+
+
+def write_split(
+    source: Any,
+    out: str | Path,
+    *,
+    to: str,
+    split: str = "train",
+    labels: Sequence[str] | None = None,
+    build: Builder | Build | None = None,
+    read: Read | None = None,
+    overwrite: bool = False,
+    skip_broken: bool = False,
+    seed: int = 0,
+) -> Split:
+    """Write one source as a split of a data set; options as those of `convert`.
+
+    Args:
+        source: of records or of examples.
+        labels: class names in the order of their ids, the same for all splits; None: the source's own.
+
+    Raises:
+        OptionError, DataError: as `convert`.
+    """
+    writer, is_records = _writer(to), holds_records(source)
+    report = _Report(skip_broken)
+    report.problems += getattr(source, "problems", ())
+    labels = (source.labels if is_records else ()) if labels is None else labels
+    rows: Iterable[Any] = report.rows(source) if is_records or writer.holds == "examples" else ()
+    options: dict[str, Any] = {"split": split, "overwrite": overwrite, "left_out": report.left_out}
+    if writer.holds == "records":
+        rows = rows if is_records else read_records(source, read, report)
+        options["labels"] = labels
+    elif is_records:
+        if build is None:
+            raise OptionError(
+                f"annotations and a format of prompts, {to}: expected a builder. Say build=BUILDERS['detect'] "
+                "(--task detect)."
+            )
+        rows = _built(rows, build, labels, np.random.SeedSequence(seed), report)
+    file = writer.write(report.counted(rows), out, **options)
+    return Split(file, report.n_rows, dict(+report.left_out), tuple(report.problems))
+
+
+def holds_records(source: Any) -> bool:
+    """Whether a source holds annotations, of which a builder makes prompts."""
+    return hasattr(source, "labels") and not isinstance(source, Built)
+
+
+def _writer(to: str) -> Writer:
+    if to not in WRITERS:
+        raise OptionError(f"to={to!r}: expected one of {', '.join(WRITERS)}.{nearest(str(to), WRITERS)}")
+    return WRITERS[to]
+
+
+def all_labels(sources: Mapping[str, Any], read: Read | None = None) -> tuple[str, ...]:
+    """Labels of all splits, so that a class has the same number in each; sources of examples are read for them."""
+    found: dict[str, None] = {}
+    for source in sources.values():
+        labels = source.labels if holds_records(source) else _labels_of(source, read or read_example)
+        found |= dict.fromkeys(labels)
+    return tuple(found)
+
+
+class _Report:
+    """What is counted on the way."""
+
+    def __init__(self, skip_broken: bool) -> None:
+        self.skip_broken = skip_broken
+        self.left_out: Counter[str] = Counter()
+        self.n_rows = 0
+        self.problems: list[str] = []
+
+    def rows(self, source: Any) -> Iterator[Any]:
+        for index in range(len(source)):
+            row = self.tried(partial(source.__getitem__, index))
+            if row is not None:
+                yield row
+
+    def tried(self, read: Callable[[], Any]) -> Any:
+        """What `read` gives; None where it fails and that is allowed."""
+        try:
+            return read()
+        except (DataError, ImageError) as error:
+            if not self.skip_broken:
+                raise
+            self.problems.append(str(error))
+            return None
+
+    def counted(self, rows: Iterable[Any]) -> Iterator[Any]:
+        for row in rows:
+            self.n_rows += 1
+            yield row
+
+
+def _built(
+    records: Iterable[Record],
+    build: Builder | Build | None,
+    labels: Sequence[str],
+    seeds: np.random.SeedSequence,
+    report: _Report,
+) -> Iterator[Example]:
+    made = cast(Build, getattr(build, "build", build))
+    for record in records:
+        rng = np.random.default_rng(seeds.spawn(1)[0])
+        n_before = len(report.problems)
+        example = report.tried(partial(made, record, rng, labels))
+        if example is not None:
+            yield example
+        elif len(report.problems) == n_before:
+            report.left_out["records without what the prompt needs"] += 1
+
+
+def read_records(source: Any, read: Read | None = None, report: _Report | None = None) -> Iterator[Record]:
+    """Records of a source of examples: rows of the same picture become one, in the order of the first.
+
+    Only numbers of rows are kept in memory. A row that says nothing about its picture, such as a bare question, is
+    named among the problems.
+    """
+    report = report or _Report(False)
+    read = read or read_example
+    groups: dict[Any, list[int]] = {}
+    for index in range(len(source)):
+        example = report.tried(partial(source.__getitem__, index))
+        if example is not None:
+            groups.setdefault(tuple(_key(image) for image in example.images) or ("row", index), []).append(index)
+    for indices in groups.values():
+        found: Record | None = None
+        size: tuple[int, int] | None = None
+        for index in indices:
+            example = source[index]
+            if not example.images:
+                report.left_out["rows without a picture"] += 1
+                continue
+            size = size or report.tried(partial(picture_size, example.images[0], example.where))
+            if size is None:
+                break
+            record = _read(example, size, read, report)
+            if record is not None:
+                found = record if found is None else _joined(found, record)
+        if found is None and size is not None:  # the picture stays, as one that nothing is known about
+            found = Record(source[indices[0]].images, size, where=source.where(indices[0]))
+        if found is not None:
+            yield found
+
+
+def _read(example: Example, size_hw: tuple[int, int], read: Read, report: _Report) -> Record | None:
+    try:
+        record = read(example, size_hw)
+    except DataError as error:
+        report.problems.append(str(error))  # an answer that is no annotation: reported, the rest goes on
+        return None
+    if record is None:
+        report.problems.append(
+            f"{example.where}: the prompt {example.prefix[:60]!r} says nothing about the picture: expected one that a "
+            "builder writes. Hand in read=…"
+        )
+        return None
+    if "<seg" in example.suffix:
+        report.left_out["masks"] += sum(item.mask is None for item in record.instances)
+    return record
+
+
+def _joined(a: Record, b: Record) -> Record:
+    """Both in one: what both say stands once, with its mask where one has it; what one says twice stays twice."""
+    masks = {(item.label, item.box_xyxy_px): item.mask for item in b.instances if item.mask is not None}
+    instances = [
+        item if item.mask is not None else replace(item, mask=masks.get((item.label, item.box_xyxy_px)))
+        for item in a.instances
+    ]
+    return replace(
+        a,
+        instances=_union(instances, b.instances, lambda item: (item.label, item.box_xyxy_px)),
+        texts=_union(a.texts, b.texts),
+        words=_union(a.words, b.words),
+        questions=_union(a.questions, b.questions),
+        meta={**b.meta, **a.meta},
+    )
+
+
+def _union(a: Sequence[Any], b: Sequence[Any], key: Callable[[Any], Any] = lambda item: item) -> tuple[Any, ...]:
+    """All of a, and what b has more of."""
+    there = Counter(map(key, a))
+    more = []
+    for item in b:
+        if there[key(item)] > 0:
+            there[key(item)] -= 1
+        else:
+            more.append(item)
+    return (*a, *more)
+
+
+def _labels_of(source: Any, read: Read) -> list[str]:
+    """All labels of a source of examples, in the order they are met; rows that cannot be read add none."""
+    found: dict[str, None] = {}
+    for index in range(len(source)):
+        try:
+            record = read(source[index], (1024, 1024))  # labels do not depend on the size
+        except (DataError, ImageError):
+            continue
+        found |= dict.fromkeys(item.label for item in record.instances) if record is not None else {}
+    return list(found)
+
+
+def _key(image: Any) -> Any:
+    if isinstance(image, str | Path):
+        return str(image)
+    data = image if isinstance(image, bytes) else np.asarray(image).tobytes()
+    return hashlib.blake2b(data, digest_size=16).digest()

@@ -1,0 +1,335 @@
+"""WebDataset tars as a source of rows by number: any example is one seek away, on disks and in buckets.
+
+The files of a tar with one key, the name up to its first dot, make an example:
+
+    0001.jpg  0001.json             {"prefix": …, "suffix": …} or other fields for `Columns`
+    0002.jpg  0002.prefix.txt  0002.suffix.txt
+    0003.0.jpg  0003.1.jpg  0003.json        several pictures, in the order of their names
+    0004.jpg  0004.txt              caption or class (.cls) as the suffix; Columns(prefix="=caption en")
+
+Where the members lie is found once and kept beside the shard (`tar_index.py`). Nothing stays open between two reads:
+so a source is plain values, the same in a forked and in a spawned process, and in threads.
+"""
+
+import contextlib
+import dataclasses
+import glob
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+import weakref
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paligemma.data.example import Example
+from paligemma.data.sources.columns import Columns, decoded, encoded, kind_of
+from paligemma.data.sources.parquet import by_number, shards_by_split
+from paligemma.data.sources.storage import (
+    far_shards,
+    fetch_index,
+    is_address,
+    name_of,
+    open_shard,
+    read_members,
+    send_index,
+    state_of,
+)
+from paligemma.data.sources.tar_index import KeptIndex, State, cut, kept_index, read_index, scan, to_bytes, write_file
+from paligemma.errors import DataError, OptionError, nearest
+
+PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "jp2", "avif"})
+TEXTS = frozenset({"txt", "cls", "text", "caption"})
+MAX_SHARDS = 1_000_000
+N_READERS = 8  # shards of a bucket that are looked through at a time
+
+
+class Tars:
+    """Examples of WebDataset tars.
+
+    Args:
+        shards: a tar, a folder of them, a pattern such as "shard-{000000..000009}.tar" or "shards/*.tar", or a list of
+            those; paths, or addresses that fsspec knows: s3://…, gs://…, https://….
+        columns: where the fields of an example lie; columns are the fields of its .json, and its files by what follows
+            the key: "txt", "cls", "left.png". `image` is all of its pictures.
+        split: of a folder with several: "train", "valid" or "test".
+        index_folder: where indexes are kept; default: beside each shard, and where that cannot be written, as long as
+            this source lives.
+
+    Attributes:
+        problems: what is wrong with the shards: cut off, damaged, double keys.
+
+    Raises:
+        DataError: no such shard, no tar, compressed, or no example in any. MissingExtra: an address without fsspec.
+    """
+
+    def __init__(
+        self,
+        shards: str | Path | Sequence[str | Path],
+        *,
+        columns: Columns | None = None,
+        split: str | None = None,
+        index_folder: str | Path | None = None,
+    ) -> None:
+        self.columns = columns or Columns()
+        self.shards = _shards(shards, split)
+        kept, self._spare = None if index_folder is None else Path(index_folder), _Spare()
+        if kept:
+            kept.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(N_READERS if any(map(is_address, self.shards)) else 1) as pool:
+            self._indexes = list(pool.map(partial(_indexed, kept=kept, spare=self._spare.folder), self.shards))
+        self._starts = np.cumsum([0, *(len(kept_index(*one)) for one in self._indexes)])
+        self.problems: tuple[str, ...] = tuple(told for one in self._indexes for told in kept_index(*one).problems())
+        if not len(self):
+            told = f" ({self.problems[0]})" if self.problems else ""
+            raise DataError(f"{self.shards[0]}: no examples{told}: expected files such as 0001.jpg and 0001.json.")
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_spare": None}  # a copy in another process does not own the folder
+
+    def where(self, index: int) -> str:
+        """How messages call an example: shard and key."""
+        shard, opened, i = self._place(index)
+        return f"{name_of(self.shards[shard])} {opened.key(i)}"
+
+    def files(self, index: int, kinds: Iterable[str] | None = None) -> dict[str, bytes]:
+        """The files of an example by what follows the key, as bytes; some of them, or all.
+
+        Raises:
+            DataError: a file is cut off, or the shard cannot be reached.
+        """
+        shard, opened, i = self._place(index)
+        wanted = None if kinds is None else set(kinds)
+        members = [member for member in opened.members(i) if wanted is None or member.kind in wanted]
+        name, size = self.shards[shard], self._indexes[shard][1].size
+        for member in members:
+            if member.offset + member.size > size:
+                raise DataError(cut(name_of(name), f"{opened.key(i)}.{member.kind}", size))
+        return dict(zip((member.kind for member in members), read_members(name, members), strict=True))
+
+    def row(self, index: int) -> dict[str, Any]:
+        """An example as a row: the fields of its .json, its texts, `image` with all its pictures, other files as bytes.
+
+        Raises:
+            DataError: as `files`, or text that is not UTF-8, or JSON that is none.
+        """
+        _, opened, i = self._place(index)
+        asked = self.columns.names()
+        kinds = [m.kind for m in opened.members(i) if _is_read(m.kind) or m.kind in asked]
+        files, where = self.files(index, kinds), self.where(index)
+        shown = sorted((kind for kind in files if _last(kind) in PICTURES), key=by_number)
+        row: dict[str, Any] = {kind: data for kind, data in files.items() if kind in shown or not _is_read(kind)}
+        for kind, data in files.items():
+            if _last(kind) in TEXTS:
+                row[kind.removesuffix(".txt")] = _text(data, f"{where}.{kind}")  # prefix.txt is the column prefix
+            elif _last(kind) == "json":
+                told = _json(data, f"{where}.{kind}")
+                row |= told if kind == "json" and isinstance(told, dict) else {kind.removesuffix(".json"): told}
+        if shown or "image" not in row:
+            row["image"] = [files[kind] for kind in shown]
+        return row
+
+    def __getitem__(self, index: int) -> Example:
+        """The example; its pictures are not decoded.
+
+        Raises:
+            DataError: as `row`, or a field is missing.
+        """
+        row, where = self.row(index), self.where(index)
+        if self.columns.is_own and "suffix" not in row:
+            text = next((kind for kind in ("txt", "caption", "text", "cls") if kind in row), None)
+            row |= {} if text is None else {"suffix": row.pop(text)}
+        example = self.columns.example(row, where)
+        meta = {k: v for k, v in example.meta.items() if k != "image" and not isinstance(v, bytes)}
+        return dataclasses.replace(example, meta=meta)
+
+    def _place(self, index: int) -> tuple[int, KeptIndex, int]:
+        """Shard, its index, example in it."""
+        index = range(len(self))[index]  # IndexError beyond the end, and examples from behind
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return shard, kept_index(*self._indexes[shard]), index - int(self._starts[shard])
+
+
+def find_tars(folder: str | Path, **options: Any) -> dict[str, Tars]:
+    """The splits of a folder by the names of its shards, or {"train": …} for anything else; options are `Tars`'.
+
+    Raises:
+        DataError: no tar.
+    """
+    if not is_address(folder) and Path(folder).is_dir():
+        return {split: Tars(files, **options) for split, files in shards_by_split(Path(folder), ".tar").items()}
+    return {"train": Tars(folder, **options)}
+
+
+def write_tars(
+    examples: Iterable[Example], folder: str | Path, *, per_shard: int = 1000, name: str = "shard"
+) -> list[Path]:
+    """Write examples as WebDataset tars `name`-000000.tar …; the same examples give the same bytes.
+
+    An example is 000000017.jpg (or .0.jpg, .1.jpg, …) and 000000017.json with prefix, suffix and what else it holds.
+    Pictures are the bytes of their files; pixels become PNG. A shard appears when it is whole.
+
+    Returns:
+        the shards.
+
+    Raises:
+        DataError: no example, or a picture that cannot be read.
+    """
+    if per_shard < 1:
+        raise OptionError(f"per_shard={per_shard}: expected at least 1.")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    numbered = enumerate(examples)
+    while chunk := list(itertools.islice(numbered, 1)):
+        path = folder / f"{name}-{len(written):06d}.tar"
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as tar:
+                for number, example in itertools.chain(chunk, itertools.islice(numbered, per_shard - 1)):
+                    for member, data in _members(example):
+                        head = tarfile.TarInfo(f"{number:09d}.{member}")  # mtime 0, nobody's: the same bytes every time
+                        head.size = len(data)
+                        tar.addfile(head, io.BytesIO(data))
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        written.append(path)
+    if not written:
+        raise DataError(f"no examples for {folder}: expected at least one.")
+    return written
+
+
+def expand(pattern: str) -> list[str]:
+    """Names of a pattern with braces, as shells and WebDataset expand them: a-{00..02}.tar, {train,valid}.tar.
+
+    Raises:
+        OptionError: a range that ends before it begins, or names more than a million shards.
+    """
+    found = re.search(r"\{([^{}]*)\}", pattern)
+    if not found:
+        return [pattern]
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+    if span:
+        first, last, width = int(span[1]), int(span[2]), len(span[1])
+        if not 0 <= last - first < MAX_SHARDS:
+            raise OptionError(f"{pattern}: {{{found[1]}}} expected a first number, '..' and a last one not below it.")
+        middles = [f"{i:0{width}d}" for i in range(first, last + 1)]
+    else:
+        middles = found[1].split(",")
+    before, after = pattern[: found.start()], expand(pattern[found.end() :])
+    return [f"{before}{middle}{rest}" for middle in middles for rest in after]
+
+
+class _Spare:
+    """A folder for indexes that have no better place; it goes when its source goes."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="paligemma-tars-"))
+        weakref.finalize(self, _remove, self.folder, os.getpid())
+
+
+def _remove(folder: Path, pid: int) -> None:
+    if os.getpid() == pid:  # a forked reader that ends leaves the folder to its owner
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _indexed(shard: str, kept: Path | None, spare: Path) -> tuple[Path, State, int]:
+    """The index of a shard, made where there is none: its file, what it is valid for, and when it was made."""
+    state, is_far = state_of(shard), is_address(shard)
+    unique = f"{name_of(shard)}.{hashlib.sha256(shard.encode()).hexdigest()[:16]}.index"
+    places = [kept / unique] if kept else [spare / unique] if is_far else [Path(f"{shard}.index"), spare / unique]
+    data = None
+    for path in places:
+        if is_far and not kept and (data := fetch_index(shard)) is not None:
+            write_file(path, data)
+        if read_index(path, state) is not None:
+            return path, state, path.stat().st_mtime_ns
+    with open_shard(shard) as file:
+        data = to_bytes(scan(file, state.size, name_of(shard)), state)
+    if is_far and not kept:
+        send_index(shard, data)
+    for path in places[:-1]:
+        with contextlib.suppress(OSError):  # a folder that cannot be written
+            write_file(path, data)
+            return path, state, path.stat().st_mtime_ns
+    write_file(places[-1], data)
+    return places[-1], state, places[-1].stat().st_mtime_ns
+
+
+def _shards(given: str | Path | Sequence[str | Path], split: str | None) -> list[str]:
+    """The tars that a path, folder, pattern or list names, in the order of their numbers."""
+    if not isinstance(given, str | Path):
+        return [shard for one in given for shard in _shards(one, split)]
+    if str(given).startswith("pipe:"):
+        raise DataError(f"{given}: a command: expected a path or an address. Use s3://…, gs://… or https://….")
+    found: list[str] = []
+    for name in expand(str(given)):
+        if is_address(name):
+            found += far_shards(name, split)
+        elif Path(name).is_dir():
+            by_split = shards_by_split(Path(name), ".tar")
+            if split is None and len(by_split) > 1:
+                raise DataError(f"{name} holds {', '.join(by_split)}: expected to be told which. Say split='train'.")
+            chosen = split or next(iter(by_split))
+            if chosen not in by_split:
+                hint = nearest(chosen, by_split)
+                raise OptionError(f"split={split!r}: {name} holds {', '.join(by_split)}.{hint}")
+            found += map(str, by_split[chosen])
+        else:
+            found += sorted(glob.glob(name), key=by_number) if "*" in name else [name]
+    if not found:
+        raise DataError(f"{given}: no tar: expected at least one. Check the path.")
+    return found
+
+
+def _last(kind: str) -> str:
+    return kind.rsplit(".", 1)[-1]
+
+
+def _is_read(kind: str) -> bool:
+    return _last(kind) in PICTURES or _last(kind) in TEXTS or _last(kind) == "json"
+
+
+def _text(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 ({error.reason}): save the file as UTF-8.") from None
+
+
+def _json(data: bytes, where: str) -> Any:
+    try:
+        return json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 ({error.reason}): save the file as UTF-8.") from None
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON ({error}): expected an object with prefix and suffix.") from None
+
+
+def _members(example: Example) -> list[tuple[str, bytes]]:
+    """The files of an example, by what follows the key."""
+    files = [encoded(image, example.where)[0] for image in example.images]
+    named = []
+    for i, data in enumerate(files):
+        kind = kind_of(data)
+        if kind not in PICTURES:
+            data, kind = encoded(decoded(data, example.where), example.where)[0], "png"
+        named.append((kind if len(files) == 1 else f"{i}.{kind}", data))
+    row = {**example.meta, "prefix": example.prefix, "suffix": example.suffix}
+    row |= {} if example.weight == 1 else {"weight": example.weight}
+    row |= {"unlearned": example.unlearned} if example.unlearned else {}
+    return [*named, ("json", json.dumps(row, ensure_ascii=False, default=str).encode())]

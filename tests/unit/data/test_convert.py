@@ -1,0 +1,300 @@
+"""Any format to any other: equal annotations there and back, and nothing dropped without a word."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from paligemma.data.builders import BUILDERS, Built
+from paligemma.data.convert import READERS, WRITERS, convert, read_records, write_jsonl, write_split
+from paligemma.data.example import Example
+from paligemma.data.record import Asked, Instance, Mask, Record, Text
+from paligemma.data.sources.coco_write import write_coco
+from paligemma.data.sources.folder import Names
+from paligemma.data.sources.jsonl import Jsonl, find_splits
+from paligemma.data.sources.open import open_data, sniff
+from paligemma.data.sources.paths import picture_path
+from paligemma.data.sources.voc import write_voc
+from paligemma.data.sources.yolo import write_yolo
+from paligemma.errors import DataError, OptionError
+from tests.picture_folders import SIZE_HW, all_of, annotations, boxes, drawn_records, picture
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Two splits of drawn scenes with whole-pixel boxes, one picture without any."""
+    records = drawn_records(tmp_path / "drawn", 5, masks=False)
+    write_coco(records[:4], tmp_path / "coco", split="train")
+    write_coco(records[3:], tmp_path / "coco", split="valid")
+    return tmp_path / "coco"
+
+
+def by_picture(source):
+    """What each picture of a source has, by its content."""
+    return {record.images[0].read_bytes(): boxes(record) for record in all_of(source)}
+
+
+def half_a_bin(record):
+    """Half a bin of 1023, in pixels of the longer side."""
+    return max(record.size_hw) / 1023 / 2
+
+
+def test_round_the_formats_and_back_annotations_are_equal(tmp_path, coco):
+    ways = [("coco", "yolo"), ("yolo", "voc"), ("voc", "coco_official")]
+    for source, target in ways:
+        done = convert(tmp_path / source, tmp_path / target, to=target)
+        assert (done.left_out, done.problems, done.n_rows) == ({}, (), {"train": 4, "valid": 3})
+    first, last = open_data(coco), open_data(tmp_path / "coco_official")
+    assert list(last) == ["train", "valid"]
+    for split in first:
+        assert by_picture(last[split]) == by_picture(first[split])
+        assert set(last[split].labels) == set(first["train"].labels) | set(first["valid"].labels)
+    assert last["train"].labels == last["valid"].labels
+
+
+def test_through_prompts_boxes_come_back_within_half_a_bin(tmp_path, coco):
+    done = convert(coco, tmp_path / "rows", to="jsonl", build=BUILDERS["detect"])
+    assert (done.n_rows["train"], sniff(tmp_path / "rows")) == (4, "jsonl")
+    back = convert(tmp_path / "rows", tmp_path / "back", to="coco")
+    assert back.problems == ()
+    first, last = open_data(coco), open_data(tmp_path / "back")
+    for split in first:
+        new = {record.images[0].read_bytes(): record for record in all_of(last[split])}
+        for old in all_of(first[split]):
+            if not old.instances and old.images[0].read_bytes() not in new:
+                continue
+            same = new[old.images[0].read_bytes()]
+            assert same.size_hw == old.size_hw
+            assert sorted(i.label for i in same.instances) == sorted(i.label for i in old.instances)
+            left = list(same.instances)
+            for item in old.instances:
+                near = min(
+                    (i for i in left if i.label == item.label),
+                    key=lambda i: np.abs(np.subtract(i.box_xyxy_px, item.box_xyxy_px)).max(),
+                )
+                left.remove(near)
+                far = np.abs(np.subtract(near.box_xyxy_px, item.box_xyxy_px)).max()
+                assert far <= half_a_bin(old) + 1e-6
+
+
+def test_masks_go_to_yolo_and_back_bit_by_bit(tmp_path):
+    records = drawn_records(tmp_path / "in")
+    write_coco(records, tmp_path / "coco")
+    done = convert(tmp_path / "coco", tmp_path / "yolo", to="yolo")
+    assert done.left_out == {"texts": 8}
+    convert(tmp_path / "yolo", tmp_path / "back", to="coco")
+    back = {r.images[0].read_bytes(): annotations(r)[:2] for r in all_of(open_data(tmp_path / "back")["train"])}
+    assert back == {r.images[0].read_bytes(): annotations(r)[:2] for r in records}
+
+
+def test_polygons_go_to_yolo_and_back_exactly(tmp_path):
+    parts = ((1.25, 2.5, 30.0, 2.5, 9.75, 40.01), (40.0, 5.0, 50.5, 5.0, 45.0, 15.33))
+    instances = (
+        Instance("x", (1.25, 2.5, 50.5, 40.01), Mask(SIZE_HW, polygons=parts)),
+        Instance("y", (1.25, 2.5, 30.0, 40.01), Mask(SIZE_HW, polygons=parts[:1])),
+    )
+    write_coco([Record((picture(tmp_path / "a.png"),), SIZE_HW, instances)], tmp_path / "coco")
+    convert(tmp_path / "coco", tmp_path / "yolo", to="yolo")
+    convert(tmp_path / "yolo", tmp_path / "back", to="coco")
+    assert open_data(tmp_path / "back")["train"][0].instances == instances
+
+
+def test_what_a_format_cannot_carry_is_counted(tmp_path):
+    mask = Mask.of(np.ones(SIZE_HW, bool))
+    instances = (Instance("x", (0, 0, 64, 48), mask), Instance("x", (0, 0, 64, 48), mask, is_crowd=True))
+    record = Record((picture(tmp_path / "a.png"),), SIZE_HW, instances, (Text("a"),), (), (Asked("q", ("a",)),))
+    write_coco([record], tmp_path / "coco")
+    left_out = {to: convert(tmp_path / "coco", tmp_path / to, to=to).left_out for to in ("yolo", "voc")}
+    assert left_out == {
+        "yolo": {"crowd regions": 1, "texts": 1, "questions": 1},
+        "voc": {"crowd regions": 1, "masks": 1, "texts": 1, "questions": 1},
+    }
+
+
+@pytest.mark.parametrize("write", [write_coco, write_yolo, write_voc])
+def test_records_of_several_pictures_are_counted(tmp_path, write):
+    path = picture(tmp_path / "a.png")
+    left_out = Counter()
+    write([Record((path, path)), Record((path,)), Record(())], tmp_path / "out", labels=("x",), left_out=left_out)
+    assert left_out["records of no picture or of several"] == 2
+
+
+def rows(folder, *said):
+    picture(folder / "a.png")
+    picture(folder / "b.png", seed=1)
+    (folder / "train.jsonl").write_text("\n".join(json.dumps(row) for row in said))
+    return folder
+
+
+A, CAT, DOG = {"image": "a.png"}, "<loc0000><loc0000><loc0512><loc0512> cat", "<loc0100><loc0100><loc0300><loc0300> dog"
+
+
+def test_rows_of_one_picture_become_one_record(tmp_path):
+    path = rows(
+        tmp_path / "rows",
+        A | {"prefix": "detect cat", "suffix": CAT},
+        {"image": "b.png", "prefix": "detect cat", "suffix": ""},
+        A | {"prefix": "detect cat ; dog", "suffix": f"{CAT} ; {DOG}"},
+        A | {"prefix": "caption en", "suffix": "a cat"},
+        A | {"prefix": "caption en", "suffix": "a cat"},
+        A | {"prefix": "caption de", "suffix": "eine Katze"},
+        A | {"prefix": "answer en where is it?", "suffix": "here"},
+        A | {"prefix": "ocr", "suffix": "EXIT NOW"},
+    )
+    convert(path, tmp_path / "out", to="coco")
+    one, two = all_of(open_data(tmp_path / "out")["train"])
+    assert [i.label for i in one.instances] == ["cat", "dog"]
+    assert one.texts == (Text("a cat"), Text("eine Katze", "de"))
+    assert [asked.question for asked in one.questions] == ["where is it?"]
+    assert [word.text for word in one.words] == ["EXIT", "NOW"]
+    assert two.instances == ()
+
+
+def test_rows_that_say_nothing_about_the_picture_are_reported(tmp_path):
+    path = rows(
+        tmp_path / "rows",
+        A | {"prefix": "what is it?", "suffix": "a cat"},
+        A | {"prefix": "detect cat", "suffix": "<loc0000><loc0000> cat"},
+        A | {"prefix": "detect cat", "suffix": CAT},
+        {"image": None, "prefix": "hello", "suffix": "you"},
+    )
+    done = convert(path, tmp_path / "out", to="yolo")
+    assert len(done.problems) == 2
+    assert "train.jsonl line 1: the prompt 'what is it?' says nothing" in done.problems[0]
+    assert "train.jsonl line 2" in done.problems[1]
+    assert done.left_out == {"rows without a picture": 1}
+    assert len(open_data(tmp_path / "out")["train"][0].instances) == 1
+
+
+def test_masks_that_nobody_can_read_are_counted(tmp_path):
+    path = rows(tmp_path, A | {"prefix": "segment cat", "suffix": CAT.replace(" cat", " " + "<seg001>" * 16 + " cat")})
+    done = convert(path, tmp_path / "out", to="voc")
+    assert done.left_out == {"masks": 1}
+    assert [i.label for i in open_data(tmp_path / "out")["train"][0].instances] == ["cat"]
+
+
+def test_a_broken_row_stops_or_is_reported(tmp_path, coco):
+    (coco / "train" / "leer.png").unlink(missing_ok=True)
+    next((coco / "train").glob("*.png")).unlink()
+    with pytest.raises(DataError, match="is not in"):
+        convert(coco, tmp_path / "out", to="yolo")
+    assert not (tmp_path / "out" / "data.yaml").exists()
+    done = convert(coco, tmp_path / "out", to="yolo", skip_broken=True)
+    assert (len(done.problems), done.n_rows["train"]) == (1, 3)
+    assert "is not in" in done.problems[0]
+
+
+def test_records_without_what_the_prompt_needs_are_counted(tmp_path, coco):
+    with pytest.raises(DataError, match="no examples"):
+        convert(coco, tmp_path / "out", to="jsonl", build=BUILDERS["caption"])
+    assert not list((tmp_path / "out").glob("*.jsonl"))
+    made = convert(
+        coco, tmp_path / "own", to="jsonl",
+        build=lambda record, rng, labels: Example(record.images, "how many?", str(len(record.instances)))
+        if record.instances else None,
+    )  # fmt: skip
+    assert made.left_out == {"records without what the prompt needs": 1}
+
+
+def test_choices_that_make_no_sense_are_refused(tmp_path, coco):
+    for options, message in (
+        ({"to": "jsonl"}, "expected a builder"),
+        ({"to": "yol"}, "Did you mean 'yolo'"),
+        ({"to": "yolo", "format": "coc"}, "Did you mean 'coco'"),
+        ({"to": "yolo", "image": "x"}, "Did you mean 'images'"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            convert(coco, tmp_path / "out", **options)
+    with pytest.raises(OptionError, match="is the data itself"):
+        convert(coco, coco, to="yolo")
+    convert(coco, tmp_path / "out", to="yolo")
+    with pytest.raises(OptionError, match="is there already"):
+        convert(coco, tmp_path / "out", to="yolo")
+    convert(coco, tmp_path / "out", to="yolo", overwrite=True)
+
+
+@pytest.mark.parametrize("to", [name for name, writer in WRITERS.items() if writer.holds == "records"])
+def test_what_is_written_is_known_again_by_its_content(tmp_path, coco, to):
+    convert(coco, tmp_path / "out", to=to)
+    assert sniff(tmp_path / "out") == to.removesuffix("_official")
+
+
+def test_single_files_are_known_by_their_content(tmp_path, coco):
+    convert(coco, tmp_path / "yolo", to="yolo")
+    path = rows(tmp_path / "rows", A | {"prefix": "p", "suffix": "s"})
+    assert sniff(coco / "train" / "_annotations.coco.json") == "coco"
+    assert sniff(tmp_path / "yolo" / "data.yaml") == "yolo"
+    assert sniff(path / "train.jsonl") == "jsonl"
+
+
+def test_what_is_no_data_set_or_several_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no such file or folder"):
+        open_data(tmp_path / "none")
+    with pytest.raises(DataError, match="no format that is known"):
+        open_data(tmp_path)
+    rows(tmp_path, A | {"prefix": "p", "suffix": "s"})
+    write_coco([Record((picture(tmp_path / "a.png"),))], tmp_path)
+    with pytest.raises(OptionError, match="holds jsonl and coco: expected to be told which"):
+        open_data(tmp_path)
+    assert len(open_data(tmp_path, format="coco", allow_outside=False, one_based=None)["train"]) == 1
+    assert set(READERS) >= {"jsonl", "coco", "yolo", "voc"}
+
+
+def test_rows_are_written_with_their_pictures(tmp_path):
+    one, two = picture(tmp_path / "1" / "a b.png"), picture(tmp_path / "2" / "a b.png", seed=1)
+    examples = [
+        Example((one,), "p", "s ü", 2.0, meta={"id": 5, "odd": {1, 2}}),
+        Example((two, one), "p", "sss", unlearned=((0, 2),)),
+        Example((), "p", "s"),
+        Example((np.zeros((4, 4, 3), np.uint8),), "p", "s"),
+    ]
+    file = write_jsonl(examples, tmp_path / "out")
+    write_jsonl(examples, tmp_path / "out", "val")
+    assert list(find_splits(tmp_path / "out")) == ["train", "valid"]
+    for source in find_splits(tmp_path / "out").values():
+        new = all_of(source)
+        assert [(e.prefix, e.suffix, e.weight) for e in new] == [(e.prefix, e.suffix, e.weight) for e in examples]
+        assert [[p.name for p in e.images] for e in new[:3]] == [["a b.png"], ["a b-1.png", "a b.png"], []]
+        assert new[0].meta == {"id": 5}
+        assert new[1].images[0].read_bytes() == two.read_bytes()
+    assert Jsonl(file)[1].unlearned == ((0, 2),)
+
+
+def test_a_picture_that_is_there_is_never_replaced_by_another(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.png").write_bytes(b"mine")
+    file = write_jsonl([Example((picture(tmp_path / "a.png"),), "p", "s")], tmp_path / "out")
+    assert (tmp_path / "out" / "a.png").read_bytes() == b"mine"
+    assert Jsonl(file)[0].images[0].name == "a-1.png"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "_annotations.train.jsonl", "a-1.png", "a.png",
+    ]  # fmt: skip
+
+
+def test_names_are_unique_on_disks_that_do_not_tell_a_from_capital_a():
+    names = Names(["taken.png"], by_stem=True)
+    given = [names.of(name) for name in ("A.png", "a.jpg", "a.png", "TAKEN.jpg", "x\n.png")]
+    assert given == ["A.png", "a-1.jpg", "a-2.png", "TAKEN-1.jpg", "x_.png"]
+
+
+def test_the_nearest_name_is_found_in_the_folder_that_was_named(tmp_path):
+    picture(tmp_path / "images" / "sub" / "cat_0001.png")
+    assert picture_path(tmp_path, "sub/cat_0001.png", "row 1") == tmp_path / "images" / "sub" / "cat_0001.png"
+    with pytest.raises(DataError, match=r"row 1: .*Did you mean 'sub/cat_0001\.png'"):
+        picture_path(tmp_path, "sub/cat_001.png", "row 1")
+
+
+def test_a_source_with_prompts_is_written_as_it_is_and_read_back(tmp_path, coco):
+    built = Built(open_data(coco)["train"], BUILDERS["detect"], skip_empty=True)
+    done = write_split(built, tmp_path / "rows", to="jsonl")
+    assert (done.n_rows, done.problems, done.left_out.get("masks")) == (len(built), (), None)
+    again = write_split(Jsonl(done.file), tmp_path / "voc", to="voc", split="valid")
+    assert again.n_rows == len(built)
+    assert list(open_data(tmp_path / "voc")) == ["valid"]
+
+
+def test_records_are_read_lazily_from_examples(tmp_path):
+    source = Jsonl(rows(tmp_path, A | {"prefix": "detect cat", "suffix": CAT}) / "train.jsonl")
+    (record,) = read_records(source)
+    assert (record.size_hw, [i.label for i in record.instances]) == (SIZE_HW, ["cat"])

@@ -1,0 +1,157 @@
+"""Pascal VOC: both layouts, its way of counting pixels, unsafe and broken XML, there and back."""
+
+import pytest
+
+from paligemma.data.record import Instance, Record
+from paligemma.data.sources.voc import find_voc, whole_pixels, write_voc
+from paligemma.errors import DataError, OptionError
+from tests.picture_folders import SIZE_HW, all_of, boxes, drawn_records, picture
+
+OBJECT = """<object><name>{}</name><pose>Left</pose><truncated>1</truncated><difficult>0</difficult>
+<bndbox><xmin>11</xmin><ymin>21</ymin><xmax>40</xmax><ymax>30</ymax></bndbox>
+<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part></object>"""
+XML = """<annotation><filename>{}</filename><path>/home/someone/a.jpg</path>
+<size><width>64</width><height>48</height><depth>3</depth></size>{}</annotation>"""
+
+
+def folder(path, xml=None, *, names="a\n", pictures="JPEGImages", texts="Annotations"):
+    picture(path / pictures / "a.jpg")
+    (path / texts).mkdir(parents=True, exist_ok=True)
+    (path / texts / "a.xml").write_text(xml or XML.format("a.jpg", OBJECT.format("cat")))
+    if names is not None:
+        (path / "ImageSets" / "Main").mkdir(parents=True)
+        (path / "ImageSets" / "Main" / "train.txt").write_text(names)
+    return path
+
+
+def test_an_xml_file_becomes_a_record(tmp_path):
+    source = find_voc(folder(tmp_path))["train"]
+    (record,) = all_of(source)
+    assert record.instances == (Instance("cat", (10.0, 20.0, 40.0, 30.0)),)
+    assert (record.size_hw, record.id, record.where) == (SIZE_HW, "a", "Annotations/a.xml")
+    assert record.meta == {"objects": ({"pose": "Left", "truncated": "1", "difficult": "0"},)}
+    assert source.labels == ("cat",)
+
+
+def test_edges_that_count_from_0_are_read_as_they_are(tmp_path):
+    source = find_voc(folder(tmp_path), one_based=False)["train"]
+    assert source[0].instances[0].box_xyxy_px == (11.0, 21.0, 40.0, 30.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "inner"),
+    [
+        ({}, ""),
+        ({"names": "a -1\n"}, ""),
+        ({"names": None}, ""),
+        ({"names": None, "pictures": "images"}, ""),
+        ({}, "VOC2012"),
+        ({}, "VOCdevkit/VOC2007"),
+        ({"names": None, "pictures": "train", "texts": "train"}, ""),
+        ({"names": None, "pictures": ".", "texts": "."}, ""),
+    ],
+)
+def test_the_usual_layouts_are_found(tmp_path, options, inner):
+    folder(tmp_path / inner, **options)
+    found = find_voc(tmp_path)
+    assert {split: [r.id for r in all_of(source)] for split, source in found.items()} == {"train": ["a"]}
+
+
+def test_two_years_in_one_folder_have_to_be_told_apart(tmp_path):
+    folder(tmp_path / "VOC2007"), folder(tmp_path / "VOC2012")
+    with pytest.raises(DataError, match="holds VOC2007, VOC2012"):
+        find_voc(tmp_path)
+
+
+BOMB = '<!DOCTYPE lolz [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><annotation><filename>&b;</filename></annotation>'
+
+
+@pytest.mark.parametrize(
+    ("xml", "message"),
+    [
+        (BOMB, "declares a document type or entities"),
+        ('<!DOCTYPE annotation SYSTEM "file:///etc/passwd"><annotation/>', "declares a document type"),
+        ("<annotation>", "not XML"),
+        ("", "not XML"),
+        ("<svg/>", "<svg>: expected <annotation>"),
+        (XML.format("a.jpg", OBJECT.format("")), "object 1: no name"),
+        (XML.format("a.jpg", "<object><name>cat</name></object>"), "object 1: bndbox"),
+        (XML.format("a.jpg", OBJECT.format("cat").replace("11", "nan")), "expected finite numbers"),
+        (XML.format("a.jpg", OBJECT.format("cat").replace("11", "x")), "expected numbers xmin"),
+        (XML.format("b.jpg", ""), "b.jpg is not in .* Did you mean 'a.jpg'"),
+        (XML.format("../a.jpg", ""), "lies outside"),
+        (XML.format("/etc/passwd.jpg", ""), "lies outside"),
+    ],
+)
+def test_an_xml_file_that_cannot_be_used_is_named(tmp_path, xml, message):
+    folder(tmp_path)
+    (tmp_path / "Annotations" / "a.xml").write_text(xml)
+    source = find_voc(tmp_path)["train"]
+    with pytest.raises(DataError, match=rf"Annotations/a\.xml.*{message}") as error:
+        source[0]
+    assert "\n" not in str(error.value)
+
+
+def test_entities_are_found_in_any_encoding(tmp_path):
+    folder(tmp_path)
+    (tmp_path / "Annotations" / "a.xml").write_bytes(BOMB.encode("utf-16"))
+    with pytest.raises(DataError, match="declares a document type"):
+        find_voc(tmp_path)["train"][0]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [("b\n", r"b\.xml: no such file.*Did you mean"), ("../a\n", "lies outside"), ("\n", "no names")],
+)
+def test_a_list_that_names_what_is_not_there_is_refused(tmp_path, names, message):
+    folder(tmp_path, names=names)
+    (tmp_path / "Annotations" / "bb.xml").write_text("")
+    with pytest.raises(DataError, match=message):
+        find_voc(tmp_path)["train"][0]
+
+
+def test_size_and_name_of_the_picture_are_found_where_the_file_does_not_say(tmp_path):
+    record = find_voc(folder(tmp_path, "<annotation><size><width>0</width></size></annotation>"))["train"][0]
+    assert (record.size_hw, record.images[0].name) == (SIZE_HW, "a.jpg")
+
+
+def test_names_that_stand_twice_are_a_problem(tmp_path):
+    assert find_voc(folder(tmp_path, names="a\na\n"))["train"].problems == ("1 names are listed twice, the first a",)
+
+
+def test_what_is_written_reads_back_the_same(tmp_path):
+    records = drawn_records(tmp_path / "in", masks=False)
+    for split in ("train", "valid", "test"):
+        write_voc(records, tmp_path / "out", split)
+    found = find_voc(tmp_path / "out")
+    assert list(found) == ["train", "valid", "test"]
+    labels = tuple(dict.fromkeys(i.label for record in records for i in record.instances))
+    for source in found.values():
+        assert list(map(boxes, all_of(source))) == list(map(boxes, records))
+        assert source.labels == labels
+        assert [r.size_hw for r in all_of(source)] == [r.size_hw for r in records]
+
+
+def test_what_the_objects_were_like_is_kept(tmp_path):
+    write_voc(all_of(find_voc(folder(tmp_path / "in"))["train"]), tmp_path / "out")
+    assert find_voc(tmp_path / "out")["train"][0].meta == find_voc(tmp_path / "in")["train"][0].meta
+
+
+def test_edges_are_rounded_and_no_box_gets_lost():
+    assert whole_pixels((0.4, 0.5, 10.4, 10.5)) == (0, 1, 10, 11)
+    assert whole_pixels((3.6, 3.1, 4.4, 3.2)) == (4, 3, 5, 4)
+    assert whole_pixels((5.0, 5.0, 3.0, 3.0)) == (5, 5, 3, 3)  # turned over: left for the check
+
+
+def test_a_split_that_is_there_is_replaced_only_when_asked(tmp_path):
+    a, b, c = (Record((picture(tmp_path / name),)) for name in ("a.png", "b.png", "c.png"))
+    write_voc([a, b], tmp_path / "out")
+    write_voc([c], tmp_path / "out", "val")
+    with pytest.raises(OptionError, match="the split 'train' is there already"):
+        write_voc([a], tmp_path / "out")
+    write_voc([b, c], tmp_path / "out", overwrite=True)
+    files = {file.name for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    assert files == {
+        "b.png", "b.xml", "c.png", "c.xml", "c-1.png", "c-1.xml", "train.txt", "val.txt", "labels.txt",
+    }  # fmt: skip
+    assert [r.id for r in all_of(find_voc(tmp_path / "out")["train"])] == ["b", "c-1"]
