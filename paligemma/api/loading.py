@@ -52,6 +52,7 @@ def load(
     mask_vae: str | Path | None = None,
     adapter: str | Path | None = None,
     adapters: Mapping[str, str | Path] | None = None,
+    resolution: int | None = None,
     check: bool = False,
     strict: bool = True,
     max_pixels: int | None = MAX_PIXELS,
@@ -72,6 +73,8 @@ def load(
         mask_vae: mask decoder `.npz`, when it is not beside the weights; only `segment` needs one.
         adapter: LoRA folder as PEFT writes it, merged into the weights while they are read.
         adapters: name -> LoRA folder, loaded beside the weights; every call chooses one by `adapter=name`.
+        resolution: side in pixels of the square that the model shall see; None: as the checkpoint was made. Position
+            embeddings are resampled, as between the stages of pre-training; answers suffer until it is taught further.
         check: refuse weights that hold NaN or Inf.
         strict: refuse tensors that no part of the model uses, and adapters of other published weights; False warns.
         max_pixels: largest picture that the model will open, against decompression bombs; None for any.
@@ -98,7 +101,7 @@ def load(
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
     path = find(name, revision)
-    with open_checkpoint(path, strict=strict) as checkpoint:
+    with open_checkpoint(path, strict=strict, resolution=resolution) as checkpoint:
         config = with_choices(checkpoint.config, **choices)
         if not config.name:
             config = dataclasses.replace(config, name=str(name))

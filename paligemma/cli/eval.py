@@ -4,9 +4,11 @@ paligemma eval tiny
 paligemma eval tiny --limit 100 --json
 paligemma eval tiny --model my-folder/ --out scores.json
 paligemma eval digits/ --model runs/digits/model --split test --predictions answers.jsonl
+paligemma eval animals-coco/ --task detect --model runs/animals/model
 
 The suite `tiny`: two fixed held-out sets of 1,000 pictures of coloured shapes and words, plain and full. A folder or
-JSONL file: every row's prompt is asked, and its answer scored by the kind of the prompt.
+file of any format: every row's prompt is asked, and its answer scored by the kind of the prompt; annotations become
+prompts by --task.
 """
 
 import argparse
@@ -23,8 +25,12 @@ SUITES = ("tiny",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("suite", metavar="SUITE|FOLDER", help="tiny, or a folder or JSONL file of examples")
+    parser.add_argument("suite", metavar="SUITE|FOLDER", help="tiny, or a folder or file of examples")
     parser.add_argument("--split", metavar="S", help="of a folder: train, valid, test (default: test, else valid)")
+    parser.add_argument(
+        "--task", metavar="T", help="of annotations: the builder of prompts: detect, segment, caption, …"
+    )
+    parser.add_argument("--format", default="auto", metavar="F", help="of the data (default: auto)")
     parser.add_argument("--predictions", metavar="FILE", help="of a folder: save every answer as JSONL")
     parser.add_argument("--skip-broken", action="store_true", help="of a folder: leave out rows that cannot be read")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures of each set")
@@ -44,10 +50,11 @@ def run(args: argparse.Namespace) -> int:
     if args.out and not Path(args.out).parent.is_dir():
         raise OptionError(f"--out {args.out}: the folder {Path(args.out).parent} does not exist. Make it first.")
     if is_folder:
-        rows = split_of(args.suite, args.split)
         from paligemma.evals.folder import evaluate_folder
 
         pg = load_model(args)
+        encoder = None if pg.mask_vae is None else pg.mask_vae.encode_array
+        rows = split_of(args.suite, args.split, task=args.task, format=args.format, mask_encoder=encoder)
         report: Any = evaluate_folder(
             pg, rows, limit=args.limit, batch_size=args.batch_size, skip_broken=args.skip_broken
         )
@@ -70,15 +77,15 @@ def run(args: argparse.Namespace) -> int:
     return 2 if is_folder and report.broken else 0
 
 
-def split_of(folder: str, split: str | None) -> Any:
-    """The rows of a folder that are meant.
+def split_of(folder: str, split: str | None, **options: Any) -> Any:
+    """The rows of a folder that are meant; options are those of `open_rows`.
 
     Raises:
         OptionError: the folder has no such split.
     """
-    from paligemma.data.sources.jsonl import find_splits
+    from paligemma.data.rows import open_rows
 
-    found = find_splits(folder)
+    found = open_rows(folder, **options)
     if split is not None and split not in found:
         raise OptionError(
             f"{folder} has no split '{split}': expected one of {', '.join(found)}.{nearest(split, found)}"

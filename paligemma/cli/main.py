@@ -29,7 +29,8 @@ VERBS = {
     "score": "log-likelihood of given answers",
     "train": "teach a model: from a folder of examples to tuned weights",
     "plan": "memory, time and cost of a training run, before it is started",
-    "checkpoint": "info, convert, merge, verify: every format of weights",
+    "data": "check, preview, convert, generate: examples in every format",
+    "checkpoint": "info, assemble, convert, merge, verify: every format of weights",
     "eval": "measure a model on a fixed suite",
     "doctor": "what this machine can do",
 }

@@ -106,8 +106,9 @@ def _setup(
     if recipe.data:
         from paligemma.api.loading import find, find_tokenizer
         from paligemma.processing.processor import Processor
+        from paligemma.recipes.start import data_options
 
-        train, _, _ = splits(recipe.data, recipe.valid_share)
+        train, _, _ = splits(recipe.data, recipe.valid_share, **data_options(recipe, find(recipe.model)))
         n_examples = n_examples or len(train)
         processor = Processor(config, find_tokenizer(find(recipe.model), None, config))
         lengths = measure(train, processor, recipe.loader.max_text, skip_broken=recipe.loader.skip_broken)

@@ -4,10 +4,14 @@ paligemma train transfer --data digits/                       the way of trainin
 paligemma train transfer --data digits/ --model paligemma2-3b-pt-224 --method lora --out runs/digits
 paligemma train transfer --data digits/ --set optim.clip_norm=0.5 --set loader.batch_size=16
 paligemma train runs/digits/config.yaml --set epochs=20 --out runs/longer
+paligemma train transfer --data animals-coco/ --task detect   annotations of COCO, YOLO or VOC, prompts by a builder
+paligemma train transfer.vqav2 --data vqav2/                  a published transfer, with its prompts and numbers
+paligemma train stage1 --data mixture.yaml --model stage0/    a stage of pre-training; stage2_448, stage2_896, mix
 paligemma train transfer --data digits/ --show                every number of the recipe, nothing is run
 
-A folder holds train.jsonl with rows of image, prefix and suffix, and valid.jsonl or test.jsonl where there are.
-An interrupted run goes on where it stopped: call the same command again.
+Data are a folder with train.jsonl (rows of image, prefix and suffix; valid.jsonl or test.jsonl where there are), any
+other format that `paligemma data` knows, or the YAML file of a mixture. An interrupted run goes on where it stopped:
+call the same command again. Stage 0 is `paligemma checkpoint assemble`.
 """
 
 import argparse
@@ -21,11 +25,14 @@ from paligemma.errors import OptionError, nearest
 if TYPE_CHECKING:
     from paligemma.recipes.transfer import TransferRecipe
 
-RECIPES = ("transfer",)
+RECIPES = ("transfer", "stage1", "stage2_448", "stage2_896", "mix")
 _SHORT = {
-    "data": "folder or JSONL file of examples",
+    "data": "folder or file of examples, or a mixture in YAML",
+    "task": "builder of prompts for annotations: detect, segment, caption, …",
+    "format": "of the data (default: auto)",
     "model": "what to start from (default: tiny)",
-    "out": "folder of the run (default: runs/transfer)",
+    "resolution": "side of the pictures, if another than the model's",
+    "out": "folder of the run (default: runs/RECIPE)",
     "method": "auto, full, frozen, lora, dora, qlora (default: auto)",
     "epochs": "passes over the examples (default: 10)",
     "steps": "updates, in place of epochs",
@@ -36,7 +43,7 @@ _SHORT = {
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """A recipe and changes to it."""
-    parser.add_argument("recipe", metavar="RECIPE", help=f"{', '.join(RECIPES)}, or a YAML file that a run has saved")
+    parser.add_argument("recipe", metavar="RECIPE", help=f"{', '.join(RECIPES)}, transfer.NAME, or a saved YAML file")
     for name, text in _SHORT.items():
         parser.add_argument(f"--{name}", metavar=name.upper(), help=text)
     parser.add_argument(
@@ -73,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         print(yaml.safe_dump(to_tree(recipe), sort_keys=False), end="")
         return 0
     if not recipe.data:
-        raise OptionError("no examples: expected --data FOLDER with train.jsonl in it.")
+        raise OptionError("no examples: expected --data with a folder or file of them.")
     result = transfer(recipe, resume=args.resume, say=note)
     if not result.finished:
         note(f"stopped; the same command goes on from {result.folder}")
@@ -95,15 +102,11 @@ def recipe_of(args: argparse.Namespace) -> "TransferRecipe":
     from paligemma.recipes.transfer import TransferRecipe
     from paligemma.recipes.tree import changed, from_tree
 
-    recipe = TransferRecipe(data=args.data or "")
     path = Path(args.recipe)
     if path.suffix in (".yaml", ".yml"):
-        recipe = from_tree(recipe, read_yaml(path))
-    elif args.recipe not in RECIPES:
-        raise OptionError(
-            f"there is no recipe '{args.recipe}': expected {', '.join(RECIPES)} or a YAML file."
-            f"{nearest(args.recipe, RECIPES)}"
-        )
+        recipe = from_tree(TransferRecipe(data=args.data or ""), read_yaml(path))
+    else:
+        recipe = named(args.recipe, args.data or "", args.model, args.resolution)
     changes: dict[str, Any] = {name: value for name in _SHORT if (value := getattr(args, name)) is not None}
     for pair in args.changes:
         name, equals, value = pair.partition("=")
@@ -111,6 +114,34 @@ def recipe_of(args: argparse.Namespace) -> "TransferRecipe":
             raise OptionError(f"--set {pair}: expected NAME=VALUE, for example --set optim.clip_norm=0.5.")
         changes[name.strip()] = value.strip()
     return changed(recipe, changes)
+
+
+def named(name: str, data: str, model: str | None, resolution: str | None) -> "TransferRecipe":
+    """A recipe by its name; what it starts from decides some of its numbers.
+
+    Raises:
+        OptionError: no such recipe, or a stage without a model to start from.
+    """
+    from paligemma.recipes.transfer import TransferRecipe
+
+    if name == "transfer":
+        return TransferRecipe(data=data)
+    if name.startswith("transfer."):
+        from paligemma.recipes import transfers
+
+        given = {"resolution": int(resolution)} if resolution and resolution.isdigit() else {}
+        return transfers.recipe(name.removeprefix("transfer."), data=data, model=model, **given)
+    if name not in RECIPES:
+        raise OptionError(
+            f"there is no recipe '{name}': expected {', '.join(RECIPES)}, transfer.NAME or a YAML file."
+            f"{nearest(name, RECIPES)}"
+        )
+    from paligemma.recipes import stages
+    from paligemma.recipes.finish import base_config
+
+    if model is None:
+        raise OptionError(f"{name} without --model: expected what it starts from, the folder that stage 0 or 1 wrote.")
+    return stages.recipe(name, data=data, model=model, config=base_config(model))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

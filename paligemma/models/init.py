@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from paligemma.models.gemma import GemmaDecoder
 from paligemma.models.paligemma import PaliGemmaModel
 from paligemma.models.siglip import SiglipTower
 
@@ -35,14 +36,20 @@ def init_weights(
         nn.init.zeros_(model.projector.weight)
     else:
         _lecun_normal_(model.projector.weight, model.config.vision.width, generator)
-    for name, weight in model.text.named_parameters():
+    init_decoder(model.text, generator)
+    return model
+
+
+@torch.no_grad()
+def init_decoder(decoder: GemmaDecoder, generator: torch.Generator | None = None) -> None:
+    """Fill a Gemma decoder: scales zero (norms multiply by 1 + scale), LeCun-normal matrices, rows of std width^-0.5."""
+    for name, weight in decoder.named_parameters():
         if name.endswith("scale"):
             nn.init.zeros_(weight)
         elif name == "embedding.weight":
-            nn.init.normal_(weight, std=model.config.text.width**-0.5, generator=generator)
+            nn.init.normal_(weight, std=decoder.config.width**-0.5, generator=generator)
         else:
             _lecun_normal_(weight, weight.shape[1], generator)
-    return model
 
 
 @torch.no_grad()

@@ -54,7 +54,7 @@ def finish(
     place = pick_device(recipe.device)
     if pg.device.type != place.type:  # a run that was shared out is put together on the CPU
         del pg
-        choices = {} if model else dict(recipe.choices)  # they stand in the written configuration
+        choices = {} if model else {**dict(recipe.choices), "resolution": recipe.resolution}  # a whole one says so
         where = place if fits_whole(base_config(model or recipe.model), place, Ranks()) else "cpu"
         pg = load(model or recipe.model, device=where, adapter=None if model else adapter, **choices)
     report = answers_of(pg, held_out, recipe, progress) if len(held_out) else None
@@ -90,7 +90,7 @@ def write_weights(recipe: "TransferRecipe", pg: PaliGemma, folder: Path) -> tupl
         merge_lora(pg.model)
         return write(folder / "model", pg.config, pg.model.state_dict(), overwrite=True, beside=beside), adapter, pg
     # The base in memory is narrower than the file: merge into the file's own weights, one tensor at a time.
-    with open_checkpoint(source) as checkpoint:
+    with open_checkpoint(source, resolution=recipe.resolution) as checkpoint:
         state = merge(checkpoint, read_adapter(adapter, checkpoint.config))
         rows = padded_rows(checkpoint.config)
         model = write(folder / "model", pg.config, state, overwrite=True, beside=beside, table_rows=rows)

@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from paligemma.data.example import Example
-from paligemma.data.sources.jsonl import find_splits
+from paligemma.data.mixture import fetch
+from paligemma.data.order import Draw
+from paligemma.data.rows import open_rows
 from paligemma.errors import DataError, OptionError, PaliGemmaError, nearest
 from paligemma.evals.folder import KINDS, RAW, kind_of
 from paligemma.processing.processor import Processor
@@ -33,7 +35,10 @@ class Subset:
         return len(self.rows)
 
     def __getitem__(self, index: int, /) -> Example:
-        return self.source[self.rows[index]]
+        return self.varied(index, 0)
+
+    def varied(self, index: int, epoch: int) -> Example:
+        return fetch(self.source, Draw(self.rows[index], epoch))
 
 
 class Weighted:
@@ -56,12 +61,17 @@ class Weighted:
             if factor < 0:
                 raise OptionError(f"task_weights: {task} has {factor}: expected a number of 0 or more.")
         self.source, self.factors = source, dict(weights)
+        self.is_ordered = getattr(source, "is_ordered", False)
+        self.is_sequential = getattr(source, "is_sequential", False)
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int, /) -> Example:
-        example = self.source[index]
+        return self.varied(index, 0)
+
+    def varied(self, index: int, epoch: int) -> Example:
+        example = fetch(self.source, Draw(index, epoch))
         return dataclasses.replace(example, weight=example.weight * self.factors.get(kind_of(example.prefix), 1.0))
 
 
@@ -94,24 +104,29 @@ class Lengths:
         )
 
 
-def splits(data: str | Path, valid_share: float) -> tuple[Rows, Rows, str]:
+def splits(data: str | Path, valid_share: float, **options: Any) -> tuple[Rows, Rows, str]:
     """What is learned, what is held out, and where that comes from.
 
-    Without a valid or test split, every n-th row of the training file is held out, whatever its order.
+    Without a valid or test split, every n-th row of the training file is held out, whatever its order; of a mixture or
+    a stream nothing is.
+
+    Args:
+        options: those of `open_rows`.
 
     Raises:
         DataError: no examples there; OptionError: no train split.
     """
-    found = find_splits(data)
+    found = open_rows(data, **options)
     if "train" not in found:
-        raise OptionError(f"{data}: no train split: expected train.jsonl beside {', '.join(found)}.jsonl.")
+        raise OptionError(f"{data}: no train split: expected one beside {', '.join(found)}.")
     train = found["train"]
     for split in ("valid", "test"):
         if split in found:
             return train, found[split], f"the {split} split"
-    n_held = round(len(train) * valid_share)
+    is_line = getattr(train, "is_ordered", False) or getattr(train, "is_sequential", False)
+    n_held = 0 if is_line else round(len(train) * valid_share)
     if not n_held:
-        return train, Subset(train, ()), "nothing"
+        return train, Subset(train, ()), "nothing"  # a train source goes on unchanged: it may be a line or a stream
     every = len(train) / n_held
     held = {int(every * i + every / 2) for i in range(n_held)}
     rest = [i for i in range(len(train)) if i not in held]
@@ -128,8 +143,9 @@ def measure(
             cannot be used, unless `skip_broken`.
     """
     lengths, targets, images, n_silenced = [], [], [], 0
-    step = max(1, len(rows) // limit)
-    for index in range(0, len(rows), step):
+    n = min(len(rows), limit) if getattr(rows, "is_sequential", False) else len(rows)
+    step = max(1, n // limit)
+    for index in range(0, n, step):
         try:
             example = rows[index]
             sequence = processor.sequence(len(example.images), example.prefix, example.suffix, where=example.where)

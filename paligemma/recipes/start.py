@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from paligemma.api import PaliGemma, load
-from paligemma.api.loading import find, find_tokenizer, pick_device, with_choices
+from paligemma.api.loading import find, find_mask_vae, find_tokenizer, pick_device, with_choices
 from paligemma.checkpoints import open_checkpoint
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import OptionError
@@ -34,7 +34,7 @@ FULL_LR = 1e-5
 ADAPTERS = ("lora", "dora", "qlora")
 # Fields that change no number of a run: they may differ between its parts.
 _FREE = {"out", "device", "eval_every", "eval_rows", "merge", "data", "model", "loader.workers", "strategy"}
-_FREE |= {"trackers", "samples"}
+_FREE |= {"trackers", "samples", "score_before"}
 _FREE |= {"fit.save_every", "fit.save_minutes", "fit.keep", "fit.max_loss"}
 
 
@@ -69,10 +69,25 @@ def open_base(recipe: "TransferRecipe") -> Base:
         CheckpointError, HubError, TokenizerError: it cannot be had.
     """
     path = find(recipe.model)
-    with open_checkpoint(path) as checkpoint:
+    with open_checkpoint(path, resolution=recipe.resolution) as checkpoint:
         config = with_choices(checkpoint.config, **dict(recipe.choices))
         words = find_tokenizer(path, None, config)
     return Base(path, config, Processor(config, words), pick_device(recipe.device), fingerprint(path))
+
+
+def data_options(recipe: "TransferRecipe", model: Path) -> dict[str, Any]:
+    """How a recipe's data are opened; the mask codes are those of the base model."""
+    vae = find_mask_vae(model, None)
+    return {
+        "format": recipe.format,
+        "allow_outside": recipe.allow_outside,
+        "task": recipe.task,
+        "task_fields": recipe.task_fields,
+        "augmentation": recipe.augmentation,
+        "mask_encoder": None if vae is None else vae.encode_array,
+        "mask_decoder": None if vae is None else vae.decode_array,
+        "seed": recipe.loader.seed,
+    }
 
 
 def method_before(folder: Path) -> str | None:
@@ -86,7 +101,8 @@ def method_before(folder: Path) -> str | None:
 
 def settled(recipe: "TransferRecipe", method: str, n_examples: int, device: torch.device) -> "TransferRecipe":
     """The recipe with everything that was left open decided: what is saved beside the weights."""
-    steps = recipe.steps or max(1, round(recipe.epochs * n_examples / recipe.loader.batch_size))
+    n_seen = recipe.examples or recipe.epochs * n_examples
+    steps = recipe.steps or max(1, round(n_seen / recipe.loader.batch_size))
     is_adapter = method in ADAPTERS
     lr = recipe.lr or (ADAPTER_LR if is_adapter else FULL_LR)
     schedules = recipe.optim.schedules
@@ -114,6 +130,7 @@ def base_model(recipe: "TransferRecipe", base: Base, device: torch.device) -> Pa
         device=device,
         dtype=recipe.base_dtype if recipe.method in ADAPTERS else "float32",
         quantize="nf4" if recipe.method == "qlora" else None,
+        resolution=recipe.resolution,
         **dict(recipe.choices),
     )
 
@@ -158,7 +175,7 @@ def start(
 def _shared_out(recipe: "TransferRecipe", base: Base, device: torch.device, ranks: Ranks) -> PaliGemma:
     mesh = mesh_of(ranks, device)
     if recipe.method not in ADAPTERS:
-        with open_checkpoint(base.path) as checkpoint:
+        with open_checkpoint(base.path, resolution=recipe.resolution) as checkpoint:
             model = sharded_model(base.config, checkpoint, mesh, device)
         return PaliGemma(model.eval(), base.processor, None)
     if recipe.method == "qlora":

@@ -11,6 +11,7 @@ import gc
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,9 @@ import torch
 import yaml
 
 from paligemma.checkpoints.staging import replace_text
+from paligemma.data.augment import AugmentOptions
 from paligemma.data.loader import Loader, LoaderOptions
+from paligemma.data.robust import RobustOptions, robust
 from paligemma.errors import OptionError, TrainingError
 from paligemma.evals.folder import FolderReport
 from paligemma.models.lora import LoraOptions
@@ -26,7 +29,17 @@ from paligemma.recipes.finish import answers_of, finish
 from paligemma.recipes.memory import advising, fits_whole, method_of, strategy_of
 from paligemma.recipes.rows import Rows, Weighted, measure, splits
 from paligemma.recipes.samples import N_SAMPLES, Samples
-from paligemma.recipes.start import Base, Start, base_model, method_before, open_base, rebuilt, settled, start
+from paligemma.recipes.start import (
+    Base,
+    Start,
+    base_model,
+    data_options,
+    method_before,
+    open_base,
+    rebuilt,
+    settled,
+    start,
+)
 from paligemma.recipes.tree import to_tree
 from paligemma.train.devices import peak_of
 from paligemma.train.hooks import JsonLog, Progress, Validate
@@ -47,12 +60,18 @@ class TransferRecipe:
     """A transfer, every number of it.
 
     Attributes:
-        data: folder or JSONL file with a train split; valid and test where there are.
+        data: what is learned: a folder or file of any format with a train split, valid and test where there are; or a
+            YAML file that names several with their weights (`data/mixing.py`).
+        format: of the data; "auto" looks. allow_outside: whether rows may name pictures outside of their folder.
+        task: builder that makes prompts of annotations ("detect", "segment", "caption", …; `data/builders`), for data
+            that hold boxes and captions and no prompts. task_fields: (name, value) pairs, fields of that builder.
+        form: name of a published transfer (`recipes/transfers`) whose own columns the rows hold, such as "vqav2".
         model: what to start from, as `paligemma.load` takes it.
+        resolution: side of the pictures, if another than the checkpoint's: position embeddings are resampled.
         out: folder of the run; an interrupted one goes on there.
         method: "auto" takes the first of full, LoRA and QLoRA that fits the memory at hand, and says so; "frozen"
             trains all but the image tower.
-        epochs: passes over the training examples; `steps` in their place where given.
+        epochs: passes over the training examples; `examples` seen, or `steps`, in their place where given.
         lr: learning rate; None: 1e-5, for adapters 2e-4.
         device: as `paligemma.load` takes it.
         base_dtype: of frozen weights below adapters; "auto" is bfloat16 on CUDA, float32 elsewhere. Trained weights are
@@ -62,8 +81,11 @@ class TransferRecipe:
         task_weights: (task, factor) pairs; factors multiply the loss of the task's rows.
         valid_share: of the training rows held out, where the data has no valid split.
         eval_every: steps between validations; None: at the end.
-        eval_rows: most rows whose answers are scored at the end.
+        eval_rows: most rows whose answers are scored at the end; score_before: at the beginning as well.
         merge: whether an adapter's result is also written as whole weights.
+        augmentation: random flips, crops, scales and colours of the training pictures, boxes and masks along; off
+            unless asked for.
+        robust: the distortions of pre-training (resize kernel, JPEG round trip) on every training picture; None: none.
         recompute: activation checkpointing.
         strategy: of several processes, which torchrun starts: "ddp" keeps the whole model in each, "fsdp" shares
             weights, gradients and moments out; "auto" is ddp where the plan fits one device.
@@ -73,10 +95,17 @@ class TransferRecipe:
     """
 
     data: str
+    format: str = "auto"
+    allow_outside: bool = False
+    task: str | None = None
+    task_fields: tuple[tuple[str, Any], ...] = ()
+    form: str | None = None
     model: str = "tiny"
+    resolution: int | None = None
     out: str = "runs/transfer"
     method: Method = "auto"
     epochs: float = 10.0
+    examples: int | None = None
     steps: int | None = None
     lr: float | None = None
     device: str = "auto"
@@ -86,11 +115,14 @@ class TransferRecipe:
     valid_share: float = 0.1
     eval_every: int | None = None
     eval_rows: int = 1000
+    score_before: bool = True
     merge: bool = True
     recompute: bool = False
     strategy: Strategy = "auto"
     trackers: tuple[str, ...] = ()
     samples: int = N_SAMPLES
+    augmentation: AugmentOptions = field(default_factory=AugmentOptions)
+    robust: RobustOptions | None = None
     lora: LoraOptions = field(default_factory=LoraOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
     loader: LoaderOptions = field(default_factory=lambda: LoaderOptions(max_text=129))
@@ -127,6 +159,7 @@ class TransferResult:
 def run(
     recipe: TransferRecipe,
     *,
+    rows: tuple[Rows, Rows, str] | None = None,
     resume: Literal["auto", "never"] = "auto",
     token_loss: TokenLoss | None = None,
     progress: bool = True,
@@ -135,6 +168,7 @@ def run(
     """Carry out a transfer, or go on with an interrupted one.
 
     Args:
+        rows: what is learned, what is held out, and where that comes from, in place of `recipe.data`.
         resume: "auto" goes on from the newest sound snapshot in `recipe.out`; "never" refuses a folder that has one.
         token_loss: of single tokens, in place of cross-entropy (`train/coordinates.py` is one).
         progress: draw a bar on stderr.
@@ -145,8 +179,8 @@ def run(
     """
     ranks = Ranks.join(recipe.device)
     folder = Path(recipe.out)
-    train, held_out, split = splits(recipe.data, recipe.valid_share)
     base = open_base(recipe)
+    train, held_out, split = rows or rows_of(recipe, base)
     lengths = measure(train, base.processor, recipe.loader.max_text, skip_broken=recipe.loader.skip_broken)
     begun_as = method_before(folder) if recipe.method == "auto" else None
     if begun_as is not None:
@@ -167,7 +201,7 @@ def run(
     if snapshot is not None and resume == "never":
         raise TrainingError(f"{folder}: holds a run already: expected a new folder. Resume it, or choose another.")
     before = None
-    if ranks.is_first and len(held_out) and snapshot is None:
+    if recipe.score_before and ranks.is_first and len(held_out) and snapshot is None:
         if sharded and not fits_whole(base.config, base.device, ranks):
             say("the model does not fit one device whole: it is not scored before training")
         else:
@@ -195,6 +229,19 @@ def run(
     return TransferResult(folder, model, adapter, report, before, True, last_loss)
 
 
+def rows_of(recipe: TransferRecipe, base: Base) -> tuple[Rows, Rows, str]:
+    """What a recipe learns and what it holds out."""
+    options = data_options(recipe, base.path)
+    if recipe.form is None:
+        return splits(recipe.data, recipe.valid_share, **options)
+    from paligemma.recipes.transfers import open_rows  # its recipes are made of this file's
+
+    return open_rows(
+        recipe.form, recipe.data, seed=recipe.loader.seed, mask_encoder=options["mask_encoder"],
+        resolution=base.config.vision.resolution,
+    )  # fmt: skip
+
+
 def first_scores(options: TransferRecipe, base: Base, held_out: Rows, folder: Path, progress: bool) -> FolderReport:
     """Scores of the model that a run starts from, kept in its log."""
     report = answers_of(base_model(options, base, base.device), held_out, options, progress)
@@ -213,7 +260,8 @@ def _teach(
 ) -> FitResult:
     """The loop with everything beside it."""
     state, pg, folder = begun.state, begun.pg, Path(options.out)
-    loader = Loader(train, pg.processor, options.loader, ranks.rank, ranks.world_size)
+    distort = None if options.robust is None else partial(robust, options=options.robust)
+    loader = Loader(train, pg.processor, options.loader, ranks.rank, ranks.world_size, distort)
     hooks: list[Hook] = []
     log = None
     if ranks.is_first:

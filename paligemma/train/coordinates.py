@@ -15,13 +15,16 @@ from paligemma.errors import OptionError
 from paligemma.train.loss import TokenLoss, cross_entropy
 
 
-def coordinate_loss(tokens: TokenConfig, *, sigma: float = 4.0) -> TokenLoss:
+def coordinate_loss(tokens: TokenConfig, *, sigma: float = 4.0, step: int = 1) -> TokenLoss:
     """Cross-entropy whose location targets are bell curves over the bins.
 
     Args:
         tokens: where the location tokens stand in the vocabulary.
         sigma: width of the curve in bins of 1/1024 of a side; 0 is plain cross-entropy.
+        step: the curve has its values on every n-th bin and the last, for targets that are written so.
     """
+    if step < 1:
+        raise OptionError(f"step={step}: expected 1 or more.")
     if sigma < 0:
         raise OptionError(f"sigma={sigma}: expected bins, 0 or more.")
     plain = cross_entropy()
@@ -34,7 +37,10 @@ def coordinate_loss(tokens: TokenConfig, *, sigma: float = 4.0) -> TokenLoss:
         is_place = (targets >= first) & (targets < last)
         bins = torch.arange(tokens.n_loc, device=targets.device)
         distance = bins - (targets[is_place, None] - first)
-        share = torch.softmax(-(distance**2) / (2 * sigma**2), dim=-1)
+        closeness = -(distance**2) / (2 * sigma**2)
+        if step > 1:
+            closeness = closeness.masked_fill((bins % step != 0) & (bins != tokens.n_loc - 1), -torch.inf)
+        share = torch.softmax(closeness, dim=-1)
         places = logits[is_place]
         # -Σ q log p = log Z - Σ q · logit, since q sums to 1.
         soft = places.logsumexp(dim=-1) - (share * places[:, first:last]).sum(dim=-1)

@@ -21,6 +21,9 @@ from paligemma.train.setup import Setup, linear_paths
 
 NF4_BYTES = BITS / 8  # per value of a matrix
 
+# Values kept per trained value; of Muon's matrices one, of its other weights two: counted as if there were only those.
+_MOMENTS = {"adam": 2, "adam8bit": 0.5, "muon": 2, "sgd": 0}
+
 
 @dataclass(frozen=True)
 class Instant:
@@ -77,7 +80,7 @@ def instants(
 
     shares = setup.devices if setup.sharded else 1
     weights = _weight_bytes(setup, sizes, trained) / shares
-    moments = 4.0 * sum(trained.values()) / shares * {"adam": 2, "adam8bit": 0.5, "sgd": 0}[setup.optim.kind]
+    moments = 4.0 * sum(trained.values()) / shares * _MOMENTS[setup.optim.kind]
     everything = bytes_of("")
     table = 4.0 * sizes[TABLE]
     image, decoder_grads = bytes_of("vision.") + bytes_of("projector"), bytes_of("text.blocks")

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from paligemma.errors import OptionError, nearest
 from paligemma.models.nf4 import bitsandbytes
+from paligemma.train.muon import Muon
 from paligemma.train.schedule import Duration, Schedule
 
-Kind = Literal["adam", "adam8bit", "sgd"]
+Kind = Literal["adam", "adam8bit", "muon", "sgd"]
 
 COMPONENTS: dict[str, str] = {
     "vision": r"vision\..*",
@@ -49,7 +50,8 @@ class OptimOptions:
 
     Attributes:
         kind: "adam"; "adam8bit" keeps the moments of tensors of 4,096 values and more in 8 bits (bitsandbytes, an
-            extra); "sgd" without momentum.
+            extra); "muon" moves the matrices inside the blocks by orthogonalised momentum, the rest by Adam (for models
+            taught from nothing; `muon.py`); "sgd" without momentum.
         lr: learning rate at factor 1.
         weight_decay: at factor 1, *not* multiplied by lr; the reports use 0 or 0.1 · lr.
         betas, eps: of Adam; eps stands outside the root.
@@ -147,7 +149,7 @@ class Optimizer:
         names = [name for name, _ in named]
         require_used(options.schedules, names, "optim.schedules")
         require_used(options.lr_mults, names, "optim.lr_mults")
-        groups: dict[tuple[Schedule, float, float], list[nn.Parameter]] = {}
+        groups: dict[tuple[Schedule, float, float, bool], list[nn.Parameter]] = {}
         for name, parameter in named:
             schedule = first_match(options.schedules, name, options.schedule) if parameter.requires_grad else None
             if schedule is None:
@@ -155,10 +157,11 @@ class Optimizer:
                 continue
             mult = first_match(options.lr_mults, name, 1.0) * layer_mult(name, names, options.layer_decay)
             decay = first_match(options.decay_mults, name, 0.0)
-            groups.setdefault((schedule, mult, decay), []).append(parameter)
+            by_adam = options.kind != "muon" or parameter.ndim != 2 or ".blocks." not in name
+            groups.setdefault((schedule, mult, decay, by_adam), []).append(parameter)
         if not groups:
             raise OptionError("every parameter is frozen: expected something to train. Remove a rule that freezes.")
-        self.schedules = [schedule for schedule, _, _ in groups]
+        self.schedules = [schedule for schedule, *_ in groups]
         self.parameters = [p for parameters in groups.values() for p in parameters]
         self.torch = _make(
             options,
@@ -169,8 +172,9 @@ class Optimizer:
                     "lr": options.lr * mult,
                     "base_lr": options.lr * mult,
                     "weight_decay": options.weight_decay * decay / (options.lr * mult) if mult else 0.0,
+                    **({"adam": by_adam} if options.kind == "muon" else {}),
                 }
-                for (_, mult, decay), parameters in groups.items()
+                for (_, mult, decay, by_adam), parameters in groups.items()
             ],
         )
 
@@ -228,6 +232,10 @@ def global_norm(tensors: Sequence[Tensor]) -> float:
 def _make(options: OptimOptions, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     if options.kind == "sgd":
         return torch.optim.SGD(groups, lr=options.lr)
+    if options.kind == "muon":
+        if any(hasattr(p, "full_tensor") for group in groups for p in group["params"]):
+            raise OptionError("optim.kind='muon' with sharded weights: expected whole ones. Take optim.kind=adam.")
+        return Muon(groups, lr=options.lr, betas=options.betas, eps=options.eps)
     if options.kind == "adam8bit":
         if any(hasattr(p, "full_tensor") for group in groups for p in group["params"]):
             raise OptionError("optim.kind='adam8bit' with sharded weights: expected whole ones. Take optim.kind=adam.")

@@ -19,7 +19,7 @@ from paligemma.recipes.tiny.vocabulary import train_tokenizer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m paligemma.recipes.tiny", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m paligemma.recipes.tiny.direct", description=__doc__)
     parser.add_argument(
         "--work", type=Path, default=Path("runs/tiny"), help="state of the run; goes on where it stopped"
     )
@@ -65,7 +65,7 @@ def main() -> None:
 
     report = evaluate(load(out))
     print(report.table())
-    write_card(out, report, " ".join(["python -m paligemma.recipes.tiny", *sys.argv[1:]]))
+    write_card(out, report, " ".join(["python -m paligemma.recipes.tiny.direct", *sys.argv[1:]]))
 
 
 def _take_over(folder: Path, work: Path) -> None:

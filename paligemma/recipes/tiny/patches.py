@@ -136,10 +136,16 @@ def begin_with_waves(model: PaliGemmaModel) -> None:
     """Start position embeddings and location rows as waves of the coordinate."""
     tokens = model.config.tokens
     position_waves(model.vision)
-    half = model.config.text.width // 2
+    model.text.embedding.weight[tokens.loc_start : tokens.loc_start + tokens.n_loc] = place_rows(
+        tokens.n_loc, model.config.text.width
+    )
+
+
+def place_rows(n: int, width: int) -> Tensor:
+    """float[n, width], rows of norm 1: waves of the coordinate, slow ones strongest."""
+    half = width // 2
     fading = torch.exp(torch.linspace(math.log(0.25), math.log(10.0), half)).rsqrt().repeat(2)
-    rows = waves(torch.linspace(0, 1, tokens.n_loc), half, 0.25, 10.0) * fading / fading.square().sum().div(2).sqrt()
-    model.text.embedding.weight[tokens.loc_start : tokens.loc_start + tokens.n_loc] = rows
+    return waves(torch.linspace(0, 1, n), half, 0.25, 10.0) * fading / fading.square().sum().div(2).sqrt()
 
 
 @torch.no_grad()

@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from paligemma.data.world import Rendering, Scene
+from paligemma.data.world import Question, Rendering, Scene
 from paligemma.models.mask_vae import N_SEG, MaskVae
-from paligemma.tasks.coords import box_to_norm
+from paligemma.results import BoxXyxyPx
+from paligemma.tasks.coords import N_LOC, box_to_norm, decode_coord, encode_coord, loc_tokens
+from paligemma.tasks.grammar import format_entries
 from paligemma.tasks.masks import crop_mask
 
 
@@ -28,3 +30,30 @@ def _crop(drawn: Rendering, i: int) -> NDArray[np.float32]:
     h, w = drawn.masks[i].shape
     crop: NDArray[np.float32] = crop_mask(drawn.masks[i], box_to_norm(drawn.boxes_xyxy_px[i], (h, w)))
     return crop
+
+
+def written(question: Question, scene: Scene, drawn: Rendering, codes: NDArray[np.int64], loc_step: int = 1) -> str:
+    """The true answer of a question.
+
+    Args:
+        codes: of every thing's mask, from `mask_codes`.
+        loc_step: places are said in every n-th bin and the last.
+    """
+    if isinstance(question.answer, str):
+        return question.answer
+    masks = question.task == "segment"
+    return format_entries(
+        (place_of(drawn.boxes_xyxy_px[i], scene.size_hw, loc_step), codes[i].tolist() if masks else None, label)
+        for label, i in question.answer
+    )
+
+
+def place_of(box_xyxy_px: BoxXyxyPx, size_hw: tuple[int, int], loc_step: int) -> str:
+    """The location tokens of a box, on steps."""
+    bins = [on_step(encode_coord(side), loc_step) for side in box_to_norm(box_xyxy_px, size_hw)]
+    return loc_tokens([decode_coord(index) for index in bins])
+
+
+def on_step(index: int, step: int) -> int:
+    """The nearest of the location bins 0, step, 2 step, … and the last."""
+    return min(round(index / step) * step, N_LOC - 1)

@@ -1,0 +1,244 @@
+"""`paligemma data`
+
+paligemma data check digits/                                    what is wrong with it: counts, examples, exit status
+paligemma data check animals-coco/ --model paligemma2-3b-pt-224 --max-text 128
+paligemma data preview animals-coco/ --task detect --out preview.html
+paligemma data convert animals-coco/ animals-yolo/ --to yolo
+paligemma data convert animals-coco/ animals/ --to jsonl --task detect
+paligemma data generate shapes/ --to coco --n 500 --valid 50
+
+Formats: jsonl, coco, yolo, voc, parquet, hf, wds; `--format` names one where looking is not enough. `check` leaves with
+status 0 where nothing is wrong, and 2 where something is.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from paligemma.cli.run import PATIENCE_S, note
+from paligemma.errors import OptionError, nearest
+
+ACTIONS = {
+    "check": "read every row and say what is wrong: counts, examples, exit status",
+    "preview": "a page of pictures with exactly what the model will see",
+    "convert": "any format to any other",
+    "generate": "draw a synthetic world of shapes and words in any format",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    parsers = {name: actions.add_parser(name, help=text, description=text) for name, text in ACTIONS.items()}
+    for name in ("check", "preview", "convert"):
+        _add_source_options(parsers[name])
+    check, preview, convert, generate = (parsers[name] for name in ACTIONS)
+    check.add_argument(
+        "--max-text", type=int, default=128, metavar="N", help="text tokens that are seen (default: 128)"
+    )
+    check.add_argument(
+        "--no-decode", action="store_true", help="do not open pictures; look only whether they are there"
+    )
+    check.add_argument("--examples", type=int, default=3, metavar="N", help="shown of every finding (default: 3)")
+    check.add_argument("--strict", action="store_true", help="warnings count as well: exit status 2")
+    check.add_argument("--model", metavar="M", help="measure texts with the tokenizer of this model")
+    preview.add_argument("--out", default="preview.html", metavar="FILE", help="of the page (default: preview.html)")
+    preview.add_argument("--model", default="tiny", metavar="M", help="whose pixels and tokens (default: tiny)")
+    preview.add_argument(
+        "--resolution", type=int, metavar="R", help="side of the pictures, if another than the model's"
+    )
+    preview.add_argument(
+        "--max-text", type=int, default=128, metavar="N", help="text tokens that are seen (default: 128)"
+    )
+    preview.add_argument("--n", type=int, default=12, metavar="N", help="rows, evenly chosen (default: 12)")
+    preview.add_argument("--passes", type=int, default=1, metavar="N", help="show every row as N epochs see it")
+    preview.add_argument(
+        "--augment", action="append", default=[], metavar="NAME=VALUE", help="as training would: --augment flip=0.5"
+    )
+    convert.add_argument("out", metavar="OUT", help="folder to write")
+    convert.add_argument("--overwrite", action="store_true", help="replace a split that is there")
+    generate.add_argument("out", metavar="OUT", help="folder to write")
+    generate.add_argument("--n", type=int, default=100, metavar="N", help="training pictures (default: 100)")
+    generate.add_argument("--valid", type=int, default=0, metavar="N", help="held-out pictures (default: 0)")
+    generate.add_argument("--world", choices=("plain", "full"), default="plain", help="few plain shapes, or all kinds")
+    generate.add_argument("--no-colours", action="store_true", help="labels are shapes alone")
+    generate.add_argument("--seed", type=int, default=0, metavar="N", help="of the pictures")
+    generate.add_argument("--overwrite", action="store_true", help="replace a split that is there")
+    for sub in (convert, generate):
+        sub.add_argument("--to", required=sub is convert, default="jsonl", metavar="F", help="format to write")
+    generate.add_argument("--task", metavar="T", help="builder of prompts, where the format holds prompts")
+    for sub in parsers.values():
+        sub.add_argument("--json", action="store_true", help="one JSON object on stdout")
+        sub.add_argument("--debug", action="store_true", help="tracebacks for errors")
+
+
+def _add_source_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("data", metavar="DATA", help="folder, file or pattern; or a mixture in YAML")
+    sub.add_argument("--format", default="auto", metavar="F", help="of the data (default: auto)")
+    sub.add_argument("--task", metavar="T", help="builder of prompts for annotations: detect, segment, caption, …")
+    sub.add_argument(
+        "--task-field", action="append", default=[], metavar="NAME=VALUE", help="field of the builder: order=raster"
+    )
+    sub.add_argument("--split", action="append", default=[], metavar="S", help="only this one; may be given again")
+    sub.add_argument("--allow-outside", action="store_true", help="rows may name pictures outside of their folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    return {"check": _check, "preview": _preview, "convert": _convert, "generate": _generate}[args.action](args)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from paligemma.data.check import check, table_lines
+
+    splits = _splits(args)
+    length = None if args.model is None else _length_of(args.model)
+    total = sum(len(source) for source in splits.values())
+    with tqdm(total=total, unit="row", delay=PATIENCE_S, disable=None, leave=False) as bar:
+        findings = check(splits, length=length, max_text=args.max_text, decode=not args.no_decode, progress=bar.update)
+    if args.json:
+        print(json.dumps(findings.to_dict(args.examples), ensure_ascii=False))
+    else:
+        print("\n".join(table_lines(findings, args.examples)))
+    return 2 if findings.n_errors or (args.strict and findings.found) else 0
+
+
+def _length_of(model: str) -> Any:
+    """Text tokens of an example with a model's tokenizer."""
+    from paligemma.api.loading import find, find_tokenizer
+    from paligemma.checkpoints import open_checkpoint
+    from paligemma.processing.processor import Processor
+
+    path = find(model)
+    with open_checkpoint(path) as checkpoint:
+        config = checkpoint.config
+    processor = Processor(config, find_tokenizer(path, None, config))
+
+    def length(example: Any) -> int:
+        # The last token is only a target, so the model sees one fewer than stand in the row.
+        return len(processor.sequence(0, example.prefix, example.suffix, where=example.where)) - 1
+
+    return length
+
+
+def _preview(args: argparse.Namespace) -> int:
+    from paligemma.api.loading import find, find_mask_vae, find_tokenizer
+    from paligemma.checkpoints import open_checkpoint
+    from paligemma.data.augment import AugmentOptions
+    from paligemma.data.mixture import fetch
+    from paligemma.data.order import Draw
+    from paligemma.draw.preview import preview_page
+    from paligemma.errors import PaliGemmaError
+    from paligemma.processing.processor import Processor
+    from paligemma.recipes.tree import changed
+
+    if args.n < 1 or args.passes < 1:
+        raise OptionError(f"--n {args.n} --passes {args.passes}: expected 1 or more.")
+    path = find(args.model)
+    with open_checkpoint(path, resolution=args.resolution) as checkpoint:
+        config = checkpoint.config
+    processor, vae = Processor(config, find_tokenizer(path, None, config)), find_mask_vae(path, None)
+    augmentation = changed(AugmentOptions(), dict(_pair(word, "--augment") for word in args.augment))
+    masks = {} if vae is None else {"mask_encoder": vae.encode_array, "mask_decoder": vae.decode_array}
+    shown: list[Any] = []
+    for source in _splits(args, augmentation=augmentation, **masks).values():
+        n = min(args.n, len(source))
+        for row in range(n):
+            for epoch in range(args.passes):
+                try:
+                    shown.append(fetch(source, Draw(row * len(source) // n, epoch)))
+                except PaliGemmaError as error:
+                    shown.append(error)
+    decoder = None if vae is None else vae.decode_array
+    page = preview_page(shown, processor, max_text=args.max_text + 1, mask_decoder=decoder, title=str(args.data))
+    Path(args.out).write_text(page, encoding="utf-8")
+    n_broken = sum(isinstance(one, PaliGemmaError) for one in shown)
+    if args.json:
+        print(json.dumps({"page": args.out, "rows": len(shown), "broken": n_broken}))
+    else:
+        print(f"{args.out}: {len(shown)} rows" + (f", {n_broken} of them broken" if n_broken else ""))
+    return 2 if n_broken else 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from paligemma.data.builders import Built
+    from paligemma.data.convert import WRITERS, write_split
+
+    _require_format(args.to, WRITERS)
+    written = {}
+    for split, source in _splits(args, raw=args.to not in ("jsonl", "parquet", "wds")).items():
+        if isinstance(source, Built) and args.to in ("coco", "yolo", "voc"):
+            source = source.records
+        report = write_split(source, Path(args.out), to=args.to, split=split, overwrite=args.overwrite)
+        for problem in report.problems:
+            note(f"left out: {problem}")
+        written[split] = {"rows": report.n_rows, "left out": len(report.problems)}
+    return _told(args, written)
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from paligemma.data.builders import Built, builder_of
+    from paligemma.data.convert import WRITERS, write_split
+    from paligemma.data.world.records import WorldRecords
+
+    _require_format(args.to, WRITERS)
+    if args.n < 1 or args.valid < 0:
+        raise OptionError(f"--n {args.n} --valid {args.valid}: expected at least one training picture.")
+    written = {}
+    for split, n in (("train", args.n), ("valid", args.valid)):
+        if not n:
+            continue
+        source: Any = WorldRecords(
+            n, world=args.world, split="train" if split == "train" else "held_out", seed=args.seed,
+            colours=not args.no_colours,
+        )  # fmt: skip
+        if args.to in ("jsonl", "parquet", "wds"):
+            source = Built(source, builder_of(args.task or "detect"), seed=args.seed, skip_empty=True)
+        report = write_split(source, Path(args.out), to=args.to, split=split, overwrite=args.overwrite)
+        written[split] = {"rows": report.n_rows}
+    return _told(args, written)
+
+
+def _told(args: argparse.Namespace, written: dict[str, dict[str, int]]) -> int:
+    if args.json:
+        print(json.dumps({"out": args.out, "format": args.to, "splits": written}))
+    else:
+        for split, counts in written.items():
+            print(f"{args.out}: {split}, " + ", ".join(f"{n:,} {what}" for what, n in counts.items() if n))
+    return 2 if any(counts.get("left out") for counts in written.values()) else 0
+
+
+def _splits(args: argparse.Namespace, *, raw: bool = False, **options: Any) -> dict[str, Any]:
+    """The sources that are meant, by split; annotations as they are where no task makes prompts of them."""
+    from paligemma.data.rows import open_rows
+    from paligemma.data.sources.open import open_data
+
+    given = {"format": args.format, "allow_outside": args.allow_outside}
+    if args.task is None or raw:
+        from paligemma.data.mixing import is_mixture
+
+        found = open_rows(args.data, **given, **options) if is_mixture(args.data) else open_data(args.data, **given)
+    else:
+        fields = [_pair(word, "--task-field") for word in args.task_field]
+        found = open_rows(args.data, task=args.task, task_fields=fields, **given, **options)
+    for split in args.split:
+        if split not in found:
+            raise OptionError(
+                f"{args.data} has no split '{split}': expected one of {', '.join(found)}.{nearest(split, found)}"
+            )
+    return {split: source for split, source in found.items() if not args.split or split in args.split}
+
+
+def _pair(word: str, option: str) -> tuple[str, Any]:
+    from paligemma.recipes.tree import parse_value
+
+    name, equals, value = word.partition("=")
+    if not equals:
+        raise OptionError(f"{option} {word}: expected NAME=VALUE.")
+    return name.strip(), parse_value(value.strip())
+
+
+def _require_format(name: str, known: Any) -> None:
+    if name not in known:
+        raise OptionError(f"--to {name}: expected one of {', '.join(known)}.{nearest(name, known)}")

@@ -1,0 +1,154 @@
+"""Stages 1 and 2 and the mix, as recipes: every number with its source, or said to be ours.
+
+    stage0       raw SigLIP and raw Gemma put together                          recipes/stage0.py
+    stage1       multimodal: everything learns, the image tower slowly          224 px, 128 tokens, 1 billion examples
+    stage2_448   more pixels, longer texts                                      448 px, 512 tokens, 50 million
+    stage2_896                                                                  896 px, 512 tokens, 10 million
+    transfer     one task                                                       recipes/transfer.py, recipes/transfers/
+    mix          many tasks at once, to be asked without a transfer             224 or 448 px, 10 passes
+
+A stage is a transfer with other numbers: `recipe("stage1", data="mixture.yaml", model="stage0/", out="runs/stage1")`
+gives a `TransferRecipe`, and `transfer.run` carries it out: resumable, on any number of processes.
+
+Sources: PG1 = PaliGemma report (arXiv 2407.07726) section 3.2 and appendix; PG2 = arXiv 2412.03555 section 3.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from paligemma.config import PaliGemmaConfig
+from paligemma.data.augment import AugmentOptions
+from paligemma.data.loader import LoaderOptions
+from paligemma.data.robust import RobustOptions, crop_options
+from paligemma.errors import OptionError, nearest
+from paligemma.recipes.transfer import TransferRecipe
+from paligemma.train.optim import OptimOptions
+from paligemma.train.schedule import Duration, Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of pre-training.
+
+    Attributes:
+        resolution: side of the pictures.
+        examples: seen in the stage; None: `epochs` passes over the data.
+        seen_before: examples of the stages before it: the learning rate goes on where they left it.
+        text_length: text tokens that the model sees of an example.
+        batch_size: examples per update.
+        lr: learning rate by size; a size that is not listed takes that of "3b".
+        timescale: updates over which the reciprocal square root falls to 0.7.
+        warmup: examples over which everything ramps up; image_ramp: over which the image tower does.
+        attn_logits_softcap, final_logits_softcap: of generation 2; None is off. Generation 1 has neither.
+        robust: the distortions of pictures, their slight crop included; None for none.
+    """
+
+    resolution: int
+    examples: int | None = None
+    epochs: float = 1.0
+    seen_before: int = 0
+    text_length: int = 128
+    batch_size: int = 8192
+    lr: dict[str, float] = dataclasses.field(default_factory=dict)
+    schedule: str = "rsqrt"
+    timescale: float = 10_000.0
+    warmup: int = 0
+    image_ramp: int = 0
+    attn_logits_softcap: float | None = 50.0
+    final_logits_softcap: float | None = 30.0
+    robust: RobustOptions | None = dataclasses.field(default_factory=RobustOptions)
+
+
+# PG1 section 3.2: 2e-5; PG2 section 3: half of that for 3B, a quarter for 10B and 28B.
+PRETRAIN_LR = {"paligemma-3b": 2e-5, "3b": 1e-5, "10b": 5e-6, "28b": 5e-6}
+# The batch, the time scale and the two ramps are not published: 8,192 examples, big_vision's default of 10,000
+# updates, ten million examples for all and a hundred million for the image tower ("slow linear warm-up") are ours.
+STAGES: dict[str, Stage] = {
+    "stage1": Stage(
+        resolution=224, examples=1_000_000_000, text_length=128, lr=PRETRAIN_LR, warmup=10_000_000,
+        image_ramp=100_000_000,
+    ),
+    "stage2_448": Stage(
+        resolution=448, examples=50_000_000, seen_before=1_000_000_000, text_length=512, lr=PRETRAIN_LR,
+    ),
+    "stage2_896": Stage(
+        resolution=896, examples=10_000_000, seen_before=1_050_000_000, text_length=512, lr=PRETRAIN_LR,
+    ),
+    # PG1 section 4: 27 transfer sets, each as often as the others, 10 passes, the simple setting of all transfers.
+    # Its soft caps are those of transfers: big_vision turns the final one off and keeps the other.
+    "mix": Stage(
+        resolution=448, epochs=10.0, text_length=512, batch_size=256, lr={"3b": 1e-5}, schedule="cosine",
+        final_logits_softcap=None, robust=None,
+    ),
+}  # fmt: skip
+
+
+def recipe(
+    name: str, *, data: str, model: str, out: str | None = None, config: PaliGemmaConfig | None = None, **changes: Any
+) -> TransferRecipe:
+    """A stage as something that `transfer.run` carries out.
+
+    Args:
+        name: of `STAGES`.
+        data, model, out: as in `TransferRecipe`; out is runs/{name} where it is not given.
+        config: of the model; decides the learning rate and whether there are soft caps. None: PaliGemma 2 3B.
+        changes: fields of the stage that shall be otherwise.
+
+    Raises:
+        OptionError: no such stage or field.
+    """
+    if name not in STAGES:
+        raise OptionError(f"there is no stage {name!r}: expected one of {', '.join(STAGES)}.{nearest(name, STAGES)}")
+    known = [f.name for f in dataclasses.fields(Stage)]
+    for change in changes:
+        if change not in known:
+            raise OptionError(f"a stage has no '{change}': expected one of {', '.join(known)}.{nearest(change, known)}")
+    stage = dataclasses.replace(STAGES[name], **changes)
+    size, is_second = _size(config)
+    lr = stage.lr.get(size, stage.lr.get("3b", 1e-5))
+    choices: tuple[tuple[str, Any], ...] = ()
+    if is_second:
+        choices = (
+            ("attn_logits_softcap", stage.attn_logits_softcap),
+            ("final_logits_softcap", stage.final_logits_softcap),
+        )
+    return TransferRecipe(
+        data=data,
+        model=model,
+        out=out or f"runs/{name}",
+        method="full",
+        score_before=False,  # it has not been asked anything yet, and would not know where to stop
+        resolution=stage.resolution,
+        epochs=stage.epochs,
+        examples=stage.examples,
+        lr=lr,
+        choices=choices,
+        robust=stage.robust,
+        augmentation=AugmentOptions() if stage.robust is None else crop_options(stage.robust),
+        loader=LoaderOptions(batch_size=stage.batch_size, max_text=stage.text_length + 1),
+        optim=OptimOptions(lr=lr, schedule=_schedule(stage, stage.warmup), schedules=_image_schedule(stage)),
+    )
+
+
+def _schedule(stage: Stage, ramp: int) -> Schedule:
+    if stage.schedule != "rsqrt":
+        return Schedule(kind="cosine", warmup=Duration(percent=0.05))
+    # Updates of the stages before, in batches of this one: the curve goes on as if nothing had happened.
+    shift = stage.seen_before / stage.batch_size
+    warmup = Duration(examples=ramp) if ramp else Duration()
+    return Schedule(kind="rsqrt", timescale=stage.timescale, shift=shift, warmup=warmup)
+
+
+def _image_schedule(stage: Stage) -> tuple[tuple[str, Schedule | None], ...]:
+    return (("vision", _schedule(stage, stage.image_ramp)),) if stage.image_ramp else ()
+
+
+def _size(config: PaliGemmaConfig | None) -> tuple[str, bool]:
+    """The size, "paligemma-3b" for all of generation 1; whether it is the second generation."""
+    if config is None:
+        return "3b", True
+    text = config.text
+    if not text.post_norms:
+        return "paligemma-3b", False
+    return {3584: "10b", 4608: "28b"}.get(text.width, "3b"), True

@@ -1,0 +1,76 @@
+"""One command that makes the embedded models again: python -m paligemma.recipes.tiny --work runs/tiny"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from paligemma.presets import TINY
+from paligemma.recipes.tiny.codes import train_mask_vae
+from paligemma.recipes.tiny.loop import LessonOptions
+from paligemma.recipes.tiny.vision import PairOptions, train_vision
+from paligemma.recipes.tiny.vocabulary import train_tokenizer
+from paligemma.recipes.tiny.words import WordOptions, train_words
+
+LESSONS = ("vision", "words", "tiny", "tiny-hi")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m paligemma.recipes.tiny", description=__doc__)
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/tiny"), help="state of the run; goes on where it stopped"
+    )
+    parser.add_argument("--until", choices=LESSONS, default="tiny-hi", help="last lesson (default: tiny-hi)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this long, state saved")
+    parser.add_argument("--vision-steps", type=int, default=1500, help="pictures with captions, 96 a step")
+    parser.add_argument("--word-steps", type=int, default=1500, help="text alone, 64 rows a step")
+    parser.add_argument("--steps", type=int, default=5000, help="of stage 1, 32 pictures with five questions each")
+    parser.add_argument("--simple-steps", type=int, default=600, help="first of them that ask the simplest things only")
+    parser.add_argument("--hi-steps", type=int, default=1500, help="of stage 2, at 224 pixels, 16 pictures a step")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw pictures")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="a fifth faster; needs a C++ compiler")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    work: Path = options.work
+    ends = time.monotonic() + 60 * options.minutes
+    if not (work / "tokenizer.model").exists():
+        train_tokenizer(work / "tokenizer.model", seed=options.seed)
+    if not (work / "mask_vae.npz").exists():
+        train_mask_vae(work / "mask_vae.npz", seed=options.seed)
+    for lesson in LESSONS[: LESSONS.index(options.until) + 1]:
+        if not _taught(lesson, work, options, (ends - time.monotonic()) / 60):
+            print("stopped before the end; the same command goes on")
+            return
+    print(f"done: {work}")
+
+
+def _taught(lesson: str, work: Path, options: argparse.Namespace, minutes: float) -> bool:
+    """Teach one lesson, or go on with it; whether it is over."""
+    device = torch.device(options.device)
+    if lesson == "vision":
+        lesson_options = LessonOptions(
+            steps=options.vision_steps, minutes=minutes, workers=options.workers, seed=options.seed
+        )
+        return (work / "siglip").exists() or train_vision(TINY, work, lesson_options, PairOptions(), device)
+    if lesson == "words":
+        lesson_options = LessonOptions(steps=options.word_steps, minutes=minutes, workers=0, seed=options.seed)
+        return (work / "gemma").exists() or train_words(TINY, work, lesson_options, WordOptions(), device)
+    from paligemma.recipes.tiny.stages import HI, TinyOptions, stage0, teach  # loads the whole package
+
+    limit = None if minutes == float("inf") else minutes
+    given = {"workers": options.workers, "compile": options.compile}
+    if lesson == "tiny":
+        first = TinyOptions(steps=options.steps, simple_steps=options.simple_steps, seed=options.seed, **given)
+        base = stage0(work, seed=options.seed)
+        result = teach("stage1", base, work / "stage1", 112, first, device=options.device, minutes=limit)
+    else:
+        second = TinyOptions(steps=options.hi_steps, n_images=16, lr=7e-4, loc_step=4, seed=options.seed + 1, **given)
+        model = work / "stage1" / "model"
+        result = teach("stage2_448", model, work / "stage2", HI, second, device=options.device, minutes=limit)
+    return result.finished
+
+
+if __name__ == "__main__":
+    main()

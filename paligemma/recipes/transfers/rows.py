@@ -1,0 +1,219 @@
+"""Rows of JSONL files, as published data sets have their columns, to examples.
+
+{"image": "1.jpg", "question": "what is it?", "answers": ["cat", "a cat", …]}     open_rows("vqav2", "vqav2/")
+  →  answer en what is it?   →   a cat   (another of the answers in the next pass)
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paligemma.config import Resize
+from paligemma.data.example import Example
+from paligemma.data.sources.jsonl import Jsonl, find_splits
+from paligemma.errors import DataError, OptionError, TaskError, nearest
+from paligemma.processing.image import load_image
+from paligemma.processing.resize import resize
+from paligemma.recipes.rows import Rows, Subset
+from paligemma.recipes.transfers.base import Row, Transfer, Turn
+from paligemma.recipes.transfers.boxes import norm_box_of, outlined
+from paligemma.recipes.transfers.table import TRANSFERS
+from paligemma.tasks.base import MaskEncoder
+
+PICTURES = ("image", "images", "video", "n_frames", "stride", "fps", "start_s")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture at the size that the model sees, made when somebody looks.
+
+    Attributes:
+        source: what `load_image` takes.
+        row: holds the box whose red outline is drawn; None draws none.
+    """
+
+    source: Any
+    resolution: int
+    how: Resize
+    row: Row | None = None
+    where: str = "the row"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.uint8]:
+        picture = load_image(self.source)
+        sized = np.asarray(resize(picture, self.resolution, self.how), np.uint8)
+        if self.row is None:
+            return sized
+        height, width = picture.shape[:2]
+        return outlined(sized, norm_box_of(self.row, (height, width), self.where))
+
+
+class TransferRows:
+    """The examples of a JSONL file with a transfer's own columns.
+
+    Args:
+        jsonl: the rows.
+        seed: of what differs from pass to pass.
+        is_training: held-out rows take the first of several answers, and options as given.
+        resolution: side of the pictures that the model sees; needed where pictures are prepared here.
+        mask_encoder: for answers with masks.
+
+    Raises:
+        OptionError: pictures must be prepared and the resolution is not known.
+    """
+
+    def __init__(
+        self,
+        jsonl: Jsonl,
+        transfer: Transfer,
+        *,
+        seed: int = 0,
+        is_training: bool = True,
+        resolution: int | None = None,
+        mask_encoder: MaskEncoder | None = None,
+    ) -> None:
+        self.jsonl, self.transfer, self.seed, self.is_training = jsonl, transfer, seed, is_training
+        self.resolution, self.mask_encoder = resolution, mask_encoder
+        # The model has one way of resizing, the one for answers; what else training does happens here.
+        self.how = transfer.resize if is_training else transfer.asked_resize
+        self.prepares = transfer.red_box or (self.how != transfer.asked_resize)
+        if self.prepares and resolution is None:
+            raise OptionError(f"{transfer.name} prepares its pictures: expected resolution=, the side the model sees.")
+
+    def __len__(self) -> int:
+        return len(self.jsonl)
+
+    def where(self, index: int) -> str:
+        """How messages call a row."""
+        return self.jsonl.where(index)
+
+    def __getitem__(self, index: int, /) -> Example:
+        return self.varied(index, 0)
+
+    def varied(self, index: int, epoch: int) -> Example:
+        """The example of a row in a pass.
+
+        Raises:
+            DataError: a column is missing or of the wrong kind, or a picture is not there; it names the row.
+        """
+        row, where = self.jsonl.row(index), self.where(index)
+        turn = Turn(
+            seed=self.seed, epoch=epoch, index=index, key=f"{self.transfer.name} {row.get('id', where)}",
+            is_training=self.is_training, where=where, mask_encoder=self.mask_encoder,
+        )  # fmt: skip
+        try:
+            prefix, suffix = self.transfer.form(row, turn)
+        except (DataError, TaskError) as error:
+            message = str(error)
+            kind = getattr(error, "kind", "unreadable row")
+            raise DataError(message if where in message else f"{where}: {message}", kind=kind) from None
+        meta = {key: value for key, value in row.items() if key not in PICTURES}
+        return Example(self._pictures(row, where), prefix, suffix, 1.0, where, meta)
+
+    def _pictures(self, row: Row, where: str) -> tuple[Any, ...]:
+        transfer = self.transfer
+        if transfer.n_frames is not None:
+            return _frames(self.jsonl, row, where, transfer.n_frames, transfer.stride)
+        found = self.jsonl.images(row, where)
+        if len(found) != transfer.n_images:
+            raise DataError(f"{where}: {len(found)} pictures: expected {transfer.n_images} for {transfer.name}.")
+        if not self.prepares or self.resolution is None or self.how is None:
+            return found
+        boxed = row if transfer.red_box else None
+        return tuple(Prepared(picture, self.resolution, self.how, boxed, where) for picture in found)
+
+
+def _frames(jsonl: Jsonl, row: Row, where: str, n_frames: int, stride: int | None) -> tuple[Any, ...]:
+    """So many frames of a clip; one that is shorter starts over."""
+    from paligemma.data.sources.video import tiled
+
+    wanted: Mapping[str, Any] = row
+    if "video" in row:
+        own = {"stride": stride} if row.get("fps") is None else {}
+        wanted = {**row, "n_frames": n_frames, **{key: value for key, value in own.items() if row.get(key) is None}}
+    try:
+        return tiled(jsonl.images(wanted, where), n_frames)
+    except DataError as error:
+        message = str(error)
+        raise DataError(message if where in message else f"{where}: {message}") from None
+
+
+def transfer_of(name: str) -> Transfer:
+    """A transfer by its name.
+
+    Raises:
+        OptionError: there is none; the message offers the nearest.
+    """
+    if name not in TRANSFERS:
+        raise OptionError(
+            f"there is no transfer {name!r}: expected one of {', '.join(TRANSFERS)}.{nearest(name, TRANSFERS)}"
+        )
+    return TRANSFERS[name]
+
+
+def rows_of(name: str, source: Jsonl | str | Path, **options: Any) -> TransferRows:
+    """The examples of one JSONL file; options are those of `TransferRows`."""
+    return TransferRows(source if isinstance(source, Jsonl) else Jsonl(source), transfer_of(name), **options)
+
+
+def open_rows(
+    name: str,
+    data: str | Path,
+    *,
+    seed: int = 0,
+    mask_encoder: MaskEncoder | None = None,
+    resolution: int | None = None,
+    valid_share: float = 0.1,
+    allow_outside: bool = False,
+) -> tuple[Rows, Rows, str]:
+    """What is learned, what is held out, and where that comes from.
+
+    Args:
+        data: a folder with train.jsonl, and valid.jsonl or test.jsonl where there are, or one file.
+        valid_share: of the training rows held out, where there is no other split: every n-th.
+
+    Raises:
+        OptionError: no such transfer, or no train split. DataError: nothing there.
+    """
+    found = find_splits(data, allow_outside=allow_outside)
+    if "train" not in found:
+        raise OptionError(f"{data}: no train split: expected train.jsonl beside {', '.join(found)}.")
+    options: dict[str, Any] = {"seed": seed, "mask_encoder": mask_encoder, "resolution": resolution}
+    train = rows_of(name, found["train"], **options)
+    for split in ("valid", "test"):
+        if split in found:
+            return train, rows_of(name, found[split], is_training=False, **options), f"the {split} split"
+    asked = rows_of(name, found["train"], is_training=False, **options)
+    n_held = round(len(train) * valid_share)
+    if not n_held:
+        return train, Subset(asked, ()), "nothing"
+    every = len(train) / n_held
+    held = sorted({int(every * i + every / 2) for i in range(n_held)})
+    taken = set(held)
+    return (
+        Subset(train, [i for i in range(len(train)) if i not in taken]),
+        Subset(asked, held),
+        f"every {every:.0f}th row of train",
+    )
+
+
+def references(transfer: Transfer, row: Row, where: str = "the row", **turn: Any) -> list[str]:
+    """Every true answer of a row, as prompts of this transfer have it.
+
+    Args:
+        turn: fields of `Turn`.
+    """
+    asked = Turn(is_training=False, where=where, **turn)
+    if transfer.build is not None or transfer.choose == "only":
+        return [transfer.form(row, asked)[1]]
+    answers = dataclasses.replace(transfer, choose="cycle")
+    _, first = answers.form(row, asked)
+    from paligemma.recipes.transfers.base import texts
+
+    found = texts(row, transfer.answer, where)
+    lowered = [answer.lower() for answer in found] if transfer.lower else found
+    return lowered or [first]
