@@ -7,8 +7,8 @@ paligemma data convert animals-coco/ animals-yolo/ --to yolo
 paligemma data convert animals-coco/ animals/ --to jsonl --task detect
 paligemma data generate shapes/ --to coco --n 500 --valid 50
 
-Formats: jsonl, coco, yolo, voc, parquet, hf, wds; `--format` names one where looking is not enough. `check` leaves with
-status 0 where nothing is wrong, and 2 where something is.
+Formats: jsonl, coco, yolo, voc, parquet, wds (tars), hf (a name on the hub or a saved data set); `--format` names one
+where looking is not enough. `check` leaves with status 0 where nothing is wrong, and 2 where something is.
 """
 
 import argparse
@@ -56,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--augment", action="append", default=[], metavar="NAME=VALUE", help="as training would: --augment flip=0.5"
     )
     convert.add_argument("out", metavar="OUT", help="folder to write")
+    convert.add_argument("--model", default="tiny", metavar="M", help="whose mask codes, for segment (default: tiny)")
+    convert.add_argument("--skip-broken", action="store_true", help="leave out rows that cannot be read")
     convert.add_argument("--overwrite", action="store_true", help="replace a split that is there")
     generate.add_argument("out", metavar="OUT", help="folder to write")
     generate.add_argument("--n", type=int, default=100, metavar="N", help="training pictures (default: 100)")
@@ -79,6 +81,10 @@ def _add_source_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--task-field", action="append", default=[], metavar="NAME=VALUE", help="field of the builder: order=raster"
     )
+    sub.add_argument(
+        "--column", action="append", default=[], metavar="NAME=VALUE",
+        help="of tables: which column holds what, or a template: --column 'prefix=answer en {question}'",
+    )  # fmt: skip
     sub.add_argument("--split", action="append", default=[], metavar="S", help="only this one; may be given again")
     sub.add_argument("--allow-outside", action="store_true", help="rows may name pictures outside of their folder")
 
@@ -140,7 +146,7 @@ def _preview(args: argparse.Namespace) -> int:
         config = checkpoint.config
     processor, vae = Processor(config, find_tokenizer(path, None, config)), find_mask_vae(path, None)
     augmentation = changed(AugmentOptions(), dict(_pair(word, "--augment") for word in args.augment))
-    masks = {} if vae is None else {"mask_encoder": vae.encode_array, "mask_decoder": vae.decode_array}
+    masks: dict[str, Any] = {} if vae is None else {"mask_encoder": vae.encode_array, "mask_decoder": vae.decode_array}
     shown: list[Any] = []
     for source in _splits(args, augmentation=augmentation, **masks).values():
         n = min(args.n, len(source))
@@ -162,63 +168,98 @@ def _preview(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from paligemma.data.builders import Built
-    from paligemma.data.convert import WRITERS, write_split
+    from paligemma.data.convert import WRITERS, all_labels, holds_records, write_split
 
     _require_format(args.to, WRITERS)
-    written = {}
-    for split, source in _splits(args, raw=args.to not in ("jsonl", "parquet", "wds")).items():
-        if isinstance(source, Built) and args.to in ("coco", "yolo", "voc"):
-            source = source.records
-        report = write_split(source, Path(args.out), to=args.to, split=split, overwrite=args.overwrite)
+    masks = _masks(args.model)
+    splits = _splits(args, as_they_are=True)
+    keeps_records = WRITERS[args.to].holds == "records"
+    build = None if keeps_records or args.task is None else _builder(args, masks)
+    read = _reader(masks)
+    labels = all_labels(splits, read) if keeps_records or any(map(holds_records, splits.values())) else None
+    written, n_problems = {}, 0
+    for split, source in splits.items():
+        report = write_split(
+            source, args.out, to=args.to, split=split, labels=labels, build=build, read=read,
+            overwrite=args.overwrite, skip_broken=args.skip_broken,
+        )  # fmt: skip
         for problem in report.problems:
-            note(f"left out: {problem}")
-        written[split] = {"rows": report.n_rows, "left out": len(report.problems)}
-    return _told(args, written)
+            note(f"{split}: {problem}")
+        n_problems += len(report.problems)
+        written[split] = {"rows": report.n_rows, **{f"{what} left out": n for what, n in report.left_out.items()}}
+    _tell(args, written)
+    return 2 if n_problems else 0
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from paligemma.data.builders import Built, builder_of
     from paligemma.data.convert import WRITERS, write_split
     from paligemma.data.world.records import WorldRecords
 
     _require_format(args.to, WRITERS)
     if args.n < 1 or args.valid < 0:
         raise OptionError(f"--n {args.n} --valid {args.valid}: expected at least one training picture.")
+    is_prompts = WRITERS[args.to].holds == "examples"
+    if args.task is not None and not is_prompts:
+        raise OptionError(f"--task {args.task} with --to {args.to}, which holds annotations: leave the task out.")
+    args.task, args.task_field = args.task or "detect", []
+    build = _builder(args, _masks("tiny")) if is_prompts else None
     written = {}
     for split, n in (("train", args.n), ("valid", args.valid)):
-        if not n:
-            continue
-        source: Any = WorldRecords(
-            n, world=args.world, split="train" if split == "train" else "held_out", seed=args.seed,
-            colours=not args.no_colours,
-        )  # fmt: skip
-        if args.to in ("jsonl", "parquet", "wds"):
-            source = Built(source, builder_of(args.task or "detect"), seed=args.seed, skip_empty=True)
-        report = write_split(source, Path(args.out), to=args.to, split=split, overwrite=args.overwrite)
-        written[split] = {"rows": report.n_rows}
-    return _told(args, written)
+        if n:
+            source = WorldRecords(
+                n, world=args.world, split="train" if split == "train" else "held_out", seed=args.seed,
+                colours=not args.no_colours,
+            )  # fmt: skip
+            report = write_split(
+                source, args.out, to=args.to, split=split, build=build, overwrite=args.overwrite, seed=args.seed
+            )
+            written[split] = {"rows": report.n_rows, **report.left_out}
+    _tell(args, written)
+    return 0
 
 
-def _told(args: argparse.Namespace, written: dict[str, dict[str, int]]) -> int:
+def _tell(args: argparse.Namespace, written: dict[str, dict[str, int]]) -> None:
     if args.json:
         print(json.dumps({"out": args.out, "format": args.to, "splits": written}))
-    else:
-        for split, counts in written.items():
-            print(f"{args.out}: {split}, " + ", ".join(f"{n:,} {what}" for what, n in counts.items() if n))
-    return 2 if any(counts.get("left out") for counts in written.values()) else 0
+        return
+    for split, counts in written.items():
+        print(f"{args.out}: {split}, " + ", ".join(f"{n:,} {what}" for what, n in counts.items() if n))
 
 
-def _splits(args: argparse.Namespace, *, raw: bool = False, **options: Any) -> dict[str, Any]:
+def _masks(model: str) -> Any:
+    """The mask auto-encoder that lies beside a model's weights, or None."""
+    from paligemma.api.loading import find, find_mask_vae
+
+    return find_mask_vae(find(model), None)
+
+
+def _builder(args: argparse.Namespace, masks: Any) -> Any:
+    from paligemma.data.rows import builders_of
+
+    fields = dict(_pair(word, "--task-field") for word in args.task_field)
+    return builders_of(args.task, fields, None if masks is None else masks.encode_array)
+
+
+def _reader(masks: Any) -> Any:
+    """How prompts are read back, masks with the codes of the model at hand."""
+    from paligemma.data.builders import read_example
+
+    decoder = None if masks is None else masks.decode_array
+    return lambda example, size_hw: read_example(example, size_hw, mask_decoder=decoder)
+
+
+def _splits(args: argparse.Namespace, *, as_they_are: bool = False, **options: Any) -> dict[str, Any]:
     """The sources that are meant, by split; annotations as they are where no task makes prompts of them."""
+    from paligemma.data.mixing import is_mixture
     from paligemma.data.rows import open_rows
     from paligemma.data.sources.open import open_data
 
-    given = {"format": args.format, "allow_outside": args.allow_outside}
-    if args.task is None or raw:
-        from paligemma.data.mixing import is_mixture
-
-        found = open_rows(args.data, **given, **options) if is_mixture(args.data) else open_data(args.data, **given)
+    given: dict[str, Any] = {"format": args.format, "allow_outside": args.allow_outside}
+    columns = [_pair(word, "--column") for word in args.column]
+    if columns:
+        given["columns"] = columns
+    if (as_they_are or args.task is None) and not is_mixture(args.data) and not options.get("augmentation"):
+        found = open_data(args.data, **given)
     else:
         fields = [_pair(word, "--task-field") for word in args.task_field]
         found = open_rows(args.data, task=args.task, task_fields=fields, **given, **options)

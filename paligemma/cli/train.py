@@ -129,7 +129,7 @@ def named(name: str, data: str, model: str | None, resolution: str | None) -> "T
     if name.startswith("transfer."):
         from paligemma.recipes import transfers
 
-        given = {"resolution": int(resolution)} if resolution and resolution.isdigit() else {}
+        given: dict[str, Any] = {"resolution": int(resolution)} if resolution and resolution.isdigit() else {}
         return transfers.recipe(name.removeprefix("transfer."), data=data, model=model, **given)
     if name not in RECIPES:
         raise OptionError(

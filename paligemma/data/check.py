@@ -185,7 +185,9 @@ class _Look:
         """Height and width of the first picture, None where it cannot be read."""
         sizes: list[tuple[int, int] | None] = []
         for image in row.images:
-            name = str(image) if not isinstance(image, bytes | np.ndarray) else hashlib.blake2b(image).hexdigest()
+            name = (
+                str(image) if not isinstance(image, bytes | np.ndarray) else hashlib.blake2b(bytes(image)).hexdigest()
+            )
             if name not in self.sizes:
                 self.sizes[name] = self._decoded(image, row.where)
                 self.n_pictures += 1

@@ -25,6 +25,7 @@ from paligemma.data.sources.coco_write import write_coco
 from paligemma.data.sources.folder import picture_size
 from paligemma.data.sources.jsonl_write import write_jsonl
 from paligemma.data.sources.open import READERS, open_data, sniff
+from paligemma.data.sources.packed import write_parquet_split, write_tar_split
 from paligemma.data.sources.voc import write_voc
 from paligemma.data.sources.yolo import write_yolo
 from paligemma.errors import DataError, ImageError, OptionError, nearest
@@ -53,6 +54,8 @@ class Writer:
 
 WRITERS: dict[str, Writer] = {
     "jsonl": Writer("examples", write_jsonl),
+    "parquet": Writer("examples", write_parquet_split),
+    "wds": Writer("examples", write_tar_split),
     "coco": Writer("records", write_coco),
     "coco_official": Writer("records", partial(write_coco, layout="official")),
     "yolo": Writer("records", write_yolo),

@@ -90,13 +90,15 @@ _COLOURS_ANYWHERE = (
 
 
 def _pattern(words: dict[str, str], anywhere: str) -> re.Pattern[str]:
-    whole = []
+    # Letters and their marks: \b would end a Hindi word at its vowel sign.
+    end = r"(?![\w\u0900-\u0D7F])"
+    starting: list[str] = []
+    inside = list(map(re.escape, anywhere.split()))
     for word in sorted({word for line in words.values() for word in line.split()}):
-        stem = re.escape(word.strip("*"))
-        # Letters and their marks: \b would end a Hindi word at its vowel sign.
-        start, end = "" if word.startswith("*") else r"(?<!\w)", "" if word.endswith("*") else r"(?![\w\u0900-\u0D7F])"
-        whole.append(start + stem + end)
-    return re.compile("|".join([*whole, *map(re.escape, anywhere.split())]), re.IGNORECASE)
+        stem = re.escape(word.strip("*")) + ("" if word.endswith("*") else end)
+        (inside if word.startswith("*") else starting).append(stem)
+    # One look at what stands before for all words together: most places of a text are ruled out at once.
+    return re.compile(rf"(?<!\w)(?:{'|'.join(starting)})|{'|'.join(inside)}", re.IGNORECASE)
 
 
 _SIDE, _COLOUR = _pattern(_SIDES, _SIDES_ANYWHERE), _pattern(_COLOURS, _COLOURS_ANYWHERE)

@@ -1,17 +1,18 @@
 """From what a user names to examples: any format, annotations through a builder, several sources as a mixture.
 
-    open_rows("digits/")                          JSONL, Parquet, tars: prompts as they are
-    open_rows("animals-coco/", task="detect")     annotations: prompts by a builder
-    open_rows("mixture.yaml")                     several of them (mixing.py)
+open_rows("digits/")                          JSONL, Parquet, tars: prompts as they are
+open_rows("animals-coco/", task="detect")     annotations: prompts by a builder
+open_rows("mixture.yaml")                     several of them (mixing.py)
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from paligemma.data.augment import AugmentOptions, Augmented, augment
-from paligemma.data.builders import BUILDERS, Built, OneOf, builder_of
+from paligemma.data.augment import Augmented, AugmentOptions, augment
+from paligemma.data.builders import BUILDERS, Builder, Built, OneOf, builder_of
 from paligemma.data.mixing import is_mixture, read_mixture
 from paligemma.data.sources.open import open_data
 from paligemma.errors import DataError, OptionError
@@ -45,7 +46,7 @@ def open_rows(
     Raises:
         DataError, OptionError: nothing there that can be read, or options that do not fit it.
     """
-    asked = {
+    asked: dict[str, Any] = {
         "task": task, "task_fields": task_fields, "augmentation": augmentation, "mask_encoder": mask_encoder,
         "mask_decoder": mask_decoder, "seed": seed,
     }  # fmt: skip
@@ -85,14 +86,26 @@ def _prompted(
             f"{name} holds annotations and no prompts: expected a task, one of {', '.join(BUILDERS)}. For boxes: "
             "--task detect."
         )
-    builders = [_builder(word.strip(), dict(task_fields), mask_encoder) for word in task.split(",")]
-    builder = builders[0] if len(builders) == 1 else OneOf(tuple(builders))
+    builder = builders_of(task, dict(task_fields), mask_encoder)
     change = None if wanted is None else partial(augment, options=wanted, load=load_image)
     return Built(source, builder, seed=seed, augment=change, skip_empty=True)
 
 
-def _builder(task: str, fields: dict[str, Any], mask_encoder: MaskEncoder | None) -> Any:
-    builder = builder_of(task, **fields)
-    if mask_encoder is not None and "mask_encoder" in type(builder).__dataclass_fields__:
-        builder = builder_of(task, **{"mask_encoder": mask_encoder, **fields})
-    return builder
+def builders_of(task: str, fields: Mapping[str, Any], mask_encoder: MaskEncoder | None = None) -> Builder | OneOf:
+    """The builder of a task, or one that draws from several, joined by commas; fields are those of each that has them.
+
+    Raises:
+        OptionError: no such builder, or a field that none of them has.
+    """
+    words = [word.strip() for word in task.split(",")]
+    known = {word: {field.name for field in dataclasses.fields(cast(Any, builder_of(word)))} for word in words}
+    for name in fields:
+        if not any(name in names for names in known.values()):
+            builder_of(words[0], **{name: fields[name]})  # says what is wrong with it
+    made = []
+    for word in words:
+        own = {name: value for name, value in fields.items() if name in known[word]}
+        if mask_encoder is not None and "mask_encoder" in known[word]:
+            own.setdefault("mask_encoder", mask_encoder)
+        made.append(builder_of(word, **own))
+    return made[0] if len(made) == 1 else OneOf(tuple(made))

@@ -42,7 +42,7 @@ def init_weights(
 
 @torch.no_grad()
 def init_decoder(decoder: GemmaDecoder, generator: torch.Generator | None = None) -> None:
-    """Fill a Gemma decoder: scales zero (norms multiply by 1 + scale), LeCun-normal matrices, rows of std width^-0.5."""
+    """Fill a Gemma decoder: norms at zero (they multiply by 1 + scale), LeCun-normal matrices, normal rows."""
     for name, weight in decoder.named_parameters():
         if name.endswith("scale"):
             nn.init.zeros_(weight)

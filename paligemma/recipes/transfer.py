@@ -238,7 +238,7 @@ def rows_of(recipe: TransferRecipe, base: Base) -> tuple[Rows, Rows, str]:
 
     return open_rows(
         recipe.form, recipe.data, seed=recipe.loader.seed, mask_encoder=options["mask_encoder"],
-        resolution=base.config.vision.resolution,
+        resolution=base.config.vision.resolution, valid_share=recipe.valid_share, allow_outside=recipe.allow_outside,
     )  # fmt: skip
 
 

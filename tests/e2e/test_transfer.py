@@ -219,8 +219,8 @@ def test_sigterm_saves_and_leaves(folder, tmp_path):
     ("words", "message"),
     [
         (["train", "transfr", "--data", "x"], "Did you mean 'transfer'"),
-        (["train", "transfer"], "expected --data FOLDER"),
-        (["train", "transfer", "--data", "nowhere"], "no examples"),
+        (["train", "transfer"], "expected --data with a folder or file"),
+        (["train", "transfer", "--data", "nowhere"], "no such file or folder"),
         (["train", "transfer", "--data", "x", "--set", "optim.lrr=1"], "Did you mean 'optim.lr'"),
         (["train", "transfer", "--data", "x", "--set", "epochs"], "expected NAME=VALUE"),
         (["train", "missing.yaml"], "no such file"),

@@ -40,7 +40,7 @@ DIET: dict[str, set[str]] = {
 }
 HEAVY = {
     "transformers", "peft", "accelerate", "matplotlib", "supervision", "pandas", "scipy", "sklearn", "cv2", "fontTools",
-    "pycocotools", "torchvision", "datasets",
+    "pycocotools", "torchvision", "datasets", "pyarrow", "av", "fsspec", "webdataset",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from paligemma.data.sources.coco import coco_files, find_coco
 from paligemma.data.sources.jsonl import SPLITS, find_splits
+from paligemma.data.sources.packed import is_parquet, is_saved, is_tars, open_datasets, open_parquet, open_tars
 from paligemma.data.sources.voc import find_voc
 from paligemma.data.sources.yolo import find_yolo, yolo_file
 from paligemma.errors import DataError, OptionError, nearest
@@ -62,13 +63,20 @@ READERS: dict[str, Reader] = {
     "coco": find_coco,
     "yolo": find_yolo,
     "voc": find_voc,
+    "parquet": open_parquet,
+    "wds": open_tars,
+    "hf": open_datasets,
 }
 SNIFFERS: dict[str, Callable[[Path], bool]] = {
     "jsonl": _is_jsonl,
     "coco": _is_coco,
     "yolo": _is_yolo,
     "voc": _is_voc,
+    "parquet": is_parquet,
+    "wds": is_tars,
+    "hf": is_saved,
 }
+_ADDRESSES = ("wds", "hf")  # formats whose data need not be a local path
 
 
 def sniff(path: str | Path) -> str:
@@ -79,8 +87,12 @@ def sniff(path: str | Path) -> str:
         OptionError: several formats in one folder.
     """
     place = Path(path)
+    if re.search(r"\{\d+\.\.\d+\}|://|\*", str(path)) and str(path).endswith(".tar"):
+        return "wds"
     if not place.exists():
-        raise DataError(f"{path}: no such file or folder: expected a data set. Check the path.")
+        raise DataError(
+            f"{path}: no such file or folder: expected a data set. Check the path; a name on the hub needs format='hf'."
+        )
     found = [name for name, is_it in SNIFFERS.items() if is_it(place)]
     if not found:
         raise DataError(

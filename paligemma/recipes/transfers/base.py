@@ -83,6 +83,9 @@ class Turn:
         return np.random.default_rng([self.seed, self.epoch, self.index])
 
 
+Build = Callable[[Row, Turn], tuple[str, list[str]]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
     """One row of the table of transfers.
@@ -92,8 +95,8 @@ class Transfer:
         answer: the column of the suffix, text or a list of texts.
         choose: which of several: "cycle" over epochs, "random", or "only" where there is one.
         lower: answers are lower-cased.
-        build: makes prefix and suffix of a row where that takes more than the fields above.
-        also: more columns that a row must hold.
+        build: makes the prefix and all true suffixes of a row where that takes more than the fields above.
+        also: more columns that a row must hold; with `build`, all but the answer's.
         text_length: text tokens that the model sees, bos to eos; the longest answer that is decoded.
         settings: by resolution of the checkpoint; none for what is only scored.
         resize: of pictures in training; resize_eval: when asked, if another. None: as the checkpoint has it.
@@ -102,7 +105,7 @@ class Transfer:
         red_box: the outline of the row's box is drawn into the picture, after it was resized.
         beams: of decoding; 1 is greedy.
         metrics: as they are reported; `score` has those that this package knows. sets: what is scored.
-        final_split: what the reported numbers are trained on, where that is more than the train split.
+        final_split: what the reported numbers are trained on, where that is not the train split.
         dflt: what the reference's file says by default, where that is not what was used.
         kind, warmup, clip_norm: of the optimiser. trains: component that learns, all else is frozen; None: all.
         save_every: steps between snapshots.
@@ -115,7 +118,7 @@ class Transfer:
     answer: Columns
     choose: Choose = "cycle"
     lower: bool = False
-    build: Callable[[Row, Turn], tuple[str, str]] | None = None
+    build: Build | None = None
     also: tuple[Columns, ...] = ()
     text_length: int = 32
     settings: Mapping[int, Setting] = field(default_factory=dict)
@@ -146,8 +149,8 @@ class Transfer:
     @property
     def columns(self) -> tuple[Columns, ...]:
         """What a row must hold besides its pictures."""
-        asked = tuple((name,) for _, name, _, _ in string.Formatter().parse(self.prompt) if name)
-        return tuple(dict.fromkeys((*asked, *self.also, self.answer)))
+        asked = () if self.build else tuple((name,) for name in fields_of(self.prompt))
+        return (*asked, *self.also, self.answer)
 
     @property
     def pictures(self) -> Columns:
@@ -169,24 +172,30 @@ class Transfer:
         Raises:
             DataError: a column is missing, empty or of the wrong kind; it names the row.
         """
+        prefix, found = self.answers(row, turn)
+        return prefix, turn.random(found) if self.choose == "random" else turn.cycle(found)
+
+    def answers(self, row: Row, turn: Turn) -> tuple[str, list[str]]:
+        """Prompt and every true answer of a row.
+
+        Raises:
+            DataError: as `form`.
+        """
         self.check(row, turn.where)
         if self.build is not None:
-            prefix, suffix = self.build(row, turn)
+            prefix, found = self.build(row, turn)
         else:
-            prefix = self.filled(row, turn.where)
-            found = texts(row, self.answer, turn.where)
-            if self.choose == "only" and len(found) > 1:
-                raise DataError(
-                    f"{turn.where}: '{column(row, self.answer, turn.where)}' is a list of {len(found)}: expected one "
-                    f"text for {self.name}. Keep the true one."
-                )
-            suffix = turn.random(found) if self.choose == "random" else turn.cycle(found)
-        return prefix, suffix.lower() if self.lower else suffix
+            prefix, found = self.filled(row, turn.where), texts(row, self.answer, turn.where)
+        if self.choose == "only" and len(found) > 1:
+            name = column(row, self.answer, turn.where)
+            raise DataError(
+                f"{turn.where}: '{name}' is a list of {len(found)}: expected one text for {self.name}. Keep one."
+            )
+        return prefix, [answer.lower() for answer in found] if self.lower else found
 
     def filled(self, row: Row, where: str) -> str:
         """The prompt with a row's columns in it."""
-        names = [name for _, name, _, _ in string.Formatter().parse(self.prompt) if name]
-        return self.prompt.format_map({name: text(row, (name,), where) for name in names})
+        return self.prompt.format_map({name: text(row, (name,), where) for name in fields_of(self.prompt)})
 
     def setting(self, resolution: int) -> Setting:
         """The numbers of a resolution; those of the nearest where the table has none for it.
@@ -207,6 +216,11 @@ class Transfer:
         if resolution < 1:
             raise OptionError(f"resolution={resolution}: expected a side in pixels, one of {_listed(self.settings)}.")
         return min(sorted(self.settings), key=lambda side: max(side / resolution, resolution / side))
+
+
+def fields_of(prompt: str) -> list[str]:
+    """The names in braces."""
+    return [name for _, name, _, _ in string.Formatter().parse(prompt) if name]
 
 
 def same(setting: Setting, *resolutions: int) -> dict[int, Setting]:

@@ -8,7 +8,7 @@ from paligemma.data.record import Mask
 from paligemma.errors import DataError
 from paligemma.processing.resize import Picture
 from paligemma.recipes.transfers.base import BOX, Columns, Row, Setting, Transfer, Turn, column, text
-from paligemma.results import BoxXyxyPx, Segment
+from paligemma.results import BoolMask, BoxXyxyPx, Segment
 from paligemma.tasks.coords import BoxYxyxNorm, box_to_norm
 from paligemma.tasks.segmentation import SegmentTask
 
@@ -88,28 +88,37 @@ def mask_of(row: Row, where: str) -> Mask:
     )
 
 
-def referring(row: Row, turn: Turn) -> tuple[str, str]:
+def referred_box(row: Row, mask: BoolMask, where: str) -> BoxXyxyPx:
+    """The row's box, or where it has none the one around its mask.
+
+    Raises:
+        DataError: neither a box nor a pixel in the mask.
+    """
+    if any(name in row for name in BOX):
+        return box_of(row, (mask.shape[0], mask.shape[1]), where)
+    if not mask.any():
+        raise DataError(f"{where}: the mask is empty: expected at least one pixel. Leave the row out.")
+    ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return float(xs[0]), float(ys[0]), float(xs[-1] + 1), float(ys[-1] + 1)
+
+
+def referring(row: Row, turn: Turn) -> tuple[str, list[str]]:
     """Row: {"sentence", "segmentation" or "mask", and a box (else the one around the mask)}.
 
     The prompt is the bare sentence, the answer four location and sixteen mask tokens, without spaces or label.
     """
     mask = mask_of(row, turn.where)
     pixels = mask.pixels()
-    if any(name in row for name in BOX):
-        box = box_of(row, mask.size_hw, turn.where)
-    elif not pixels.any():
-        raise DataError(f"{turn.where}: the mask is empty: expected at least one pixel. Leave the row out.")
-    else:
-        ys, xs = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
-        box = (float(xs[0]), float(ys[0]), float(xs[-1] + 1), float(ys[-1] + 1))
+    box = referred_box(row, pixels, turn.where)
     task = SegmentTask(referring=True, spaced=False)
     found = [Segment("", box, pixels, 1.0)]
-    return text(row, ("sentence",), turn.where), task.suffix(found, mask.size_hw, mask_encoder=turn.mask_encoder)
+    return text(row, ("sentence",), turn.where), [task.suffix(found, mask.size_hw, mask_encoder=turn.mask_encoder)]
 
 
 TRANSFERS = {
     "refcoco_seg": Transfer(
-        name="refcoco_seg", prompt="{sentence}", answer=MASK, choose="only", build=referring, text_length=48,
+        name="refcoco_seg", prompt="{sentence}", answer=MASK, choose="only", build=referring, also=(("sentence",),),
+        text_length=48,
         settings={
             224: Setting(epochs=100, lr=3e-5, dropout=0.1, label_smoothing=0.3),
             448: Setting(epochs=100, lr=1e-5, label_smoothing=0.3),

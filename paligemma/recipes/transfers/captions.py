@@ -1,6 +1,7 @@
 """Captions of pictures: prompt `caption en`, answer one of the row's captions."""
 
 from collections.abc import Mapping
+from zlib import crc32
 
 from paligemma.errors import DataError
 from paligemma.recipes.transfers.base import (
@@ -21,22 +22,22 @@ CAPTION = "caption en"
 SUMMARIES: Columns = ("summaries", "summary", *CAPTIONS)
 
 
-def in_a_language(row: Row, turn: Turn) -> tuple[str, str]:
+def in_a_language(row: Row, turn: Turn) -> tuple[str, list[str]]:
     """Row: {"captions": {"de": […], "en": […], …}}, or {"language": "de", "captions": […]}.
 
-    Of several languages each is as likely as the others; held-out rows go through them one after another.
+    Of several languages each is as likely as the others; which one a held-out row is about follows from its captions.
     """
     name = column(row, CAPTIONS, turn.where)
     given = row[name]
     if not isinstance(given, Mapping):
         lang = text(row, ("language",), turn.where)
-        return f"caption {lang}", turn.cycle(texts(row, CAPTIONS, turn.where))
+        return f"caption {lang}", texts(row, CAPTIONS, turn.where)
     if not given:
         raise DataError(f"{turn.where}: '{name}' holds no language: expected one or more, as in {{'en': […]}}.")
     languages = sorted(given)
-    place = int(turn.rng().integers(len(languages))) if turn.is_training else turn.index % len(languages)
-    lang = languages[place]
-    return f"caption {lang}", turn.cycle(texts(given, (lang,), turn.where))
+    place = int(turn.rng().integers(len(languages))) if turn.is_training else crc32(repr(given).encode())
+    lang = languages[place % len(languages)]
+    return f"caption {lang}", texts(given, (lang,), turn.where)
 
 
 _COCO = same(Setting(epochs=5, lr=1e-5, weight_decay=1e-6))

@@ -30,7 +30,7 @@ TRANSFERS = {
             448: Setting(epochs=3, lr=3e-6, batch_size=128),
             896: Setting(epochs=3, lr=1e-5, batch_size=128),
         },
-        metrics=("exact match, lower-cased",), sets=("val", "test"),
+        metrics=("exact match, lower-cased",),
     ),
     "textvqa": Transfer(
         name="textvqa", prompt=ASK, answer=ANSWERS, resize=AA,
@@ -39,19 +39,19 @@ TRANSFERS = {
             448: Setting(epochs=10, lr=3e-6, weight_decay=3e-7),
             896: Setting(epochs=10, lr=3e-6),
         },
-        metrics=(VQAV2,), sets=("val", "test, on a server"),
+        metrics=(VQAV2,),
     ),
     "docvqa": Transfer(
         name="docvqa", prompt="{question}", answer=ANSWERS, choose="random", resize=AA,
         settings=same(Setting(epochs=10, lr=1e-5, weight_decay=1e-6), 224, 448, 896),
-        metrics=(f"{ANLS}, lower-cased",), sets=("val", "test, on a server"), final_split="train without its last 5 %",
+        metrics=(f"{ANLS}, lower-cased",), final_split="train without its last 5 %",
     ),
     "infovqa": Transfer(
         name="infovqa", prompt=ASK, answer=ANSWERS, lower=True, text_length=48, resize=AA, settings=_by_size(0.4),
-        metrics=(ANLS,), sets=("val", "test, on a server"),
+        metrics=(ANLS,),
     ),
     "stvqa": Transfer(
         name="stvqa", prompt=ASK, answer=ANSWERS, lower=True, text_length=48, resize=AA, settings=_by_size(0.1),
-        metrics=(ANLS,), sets=("val", "test, on a server"), dflt="5 epochs",
+        metrics=(ANLS,), dflt="5 epochs",
     ),
 }  # fmt: skip

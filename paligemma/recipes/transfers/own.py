@@ -19,20 +19,21 @@ SEARCH: dict[str, tuple[float, ...]] = {
 LR_SWEEP: tuple[float, ...] = (3e-7, 6e-7, 1e-6, 3e-6, 6e-6, 1e-5, 3e-5)
 
 
-def as_given(row: Row, turn: Turn) -> tuple[str, str]:
+def as_given(row: Row, turn: Turn) -> tuple[str, list[str]]:
     """Row: {"suffix"}, and "prefix" where it shall be another than `caption en`."""
     prefix = text(row, ("prefix",), turn.where) if row.get("prefix") else CAPTION
-    return prefix, text(row, SUFFIX, turn.where)
+    return prefix, [text(row, SUFFIX, turn.where)]
 
 
-def plain(row: Row, turn: Turn) -> tuple[str, str]:
+def plain(row: Row, turn: Turn) -> tuple[str, list[str]]:
     """Row: {"prefix", "suffix"}."""
-    return text(row, ("prefix",), turn.where), text(row, SUFFIX, turn.where)
+    return text(row, ("prefix",), turn.where), [text(row, SUFFIX, turn.where)]
 
 
 TRANSFERS = {
     "simple": Transfer(
-        name="simple", prompt="{prefix}", answer=SUFFIX, choose="only", build=plain, text_length=128, resize=None,
+        name="simple", prompt="{prefix}", answer=SUFFIX, choose="only", build=plain, also=(("prefix",),),
+        text_length=128, resize=None,
         settings=same(Setting(epochs=10, lr=1e-5), 224, 448, 896), metrics=("by prompt, as `paligemma eval`",),
         dflt="epochs to be swept: 1, 3, 10, 30, 100", source="PaliGemma report, section 6.2",
     ),

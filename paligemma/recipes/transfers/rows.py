@@ -4,7 +4,6 @@
   →  answer en what is it?   →   a cat   (another of the answers in the next pass)
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,21 +198,3 @@ def open_rows(
         Subset(asked, held),
         f"every {every:.0f}th row of train",
     )
-
-
-def references(transfer: Transfer, row: Row, where: str = "the row", **turn: Any) -> list[str]:
-    """Every true answer of a row, as prompts of this transfer have it.
-
-    Args:
-        turn: fields of `Turn`.
-    """
-    asked = Turn(is_training=False, where=where, **turn)
-    if transfer.build is not None or transfer.choose == "only":
-        return [transfer.form(row, asked)[1]]
-    answers = dataclasses.replace(transfer, choose="cycle")
-    _, first = answers.form(row, asked)
-    from paligemma.recipes.transfers.base import texts
-
-    found = texts(row, transfer.answer, where)
-    lowered = [answer.lower() for answer in found] if transfer.lower else found
-    return lowered or [first]

@@ -14,10 +14,10 @@ from paligemma.presets import TINY
 from paligemma.processing.tokenizer import Tokenizer
 from paligemma.recipes.tiny import train as training
 from paligemma.recipes.tiny.examples import ExampleOptions, Step, SuffixWriter, draw_step
-from paligemma.train.muon import Muon, orthogonalise
 from paligemma.recipes.tiny.patches import on_step, patch_owners, patch_targets, place_loss
 from paligemma.recipes.tiny.train import TrainOptions, train
 from paligemma.tasks.masks import crop_mask
+from paligemma.train.muon import Muon, orthogonalise
 from tests.embedded import TINY as FOLDER
 
 SMALL = ExampleOptions(patch_steps=1, patch_images=2, simple_steps=1, n_images=2, n_questions=3, seed=3)

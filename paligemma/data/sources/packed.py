@@ -1,0 +1,130 @@
+"""Parquet, tars and Hugging Face datasets as data sets of a folder: read by split, written by split."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from paligemma.data.example import Example
+from paligemma.data.sources.columns import Columns
+from paligemma.data.sources.folder import refuse_existing
+from paligemma.data.sources.hub import open_hub
+from paligemma.data.sources.jsonl import SPLITS
+from paligemma.data.sources.parquet import Parquet, find_parquet, shards_by_split, split_of, write_parquet
+from paligemma.data.sources.tars import Tars, find_tars, write_tars
+from paligemma.errors import DataError
+
+
+def open_parquet(path: str | Path, *, columns: Any = None, allow_outside: bool = False) -> Mapping[str, Parquet]:
+    """The splits of a folder of Parquet files; columns is a `Columns`, or its fields as a mapping."""
+    return find_parquet(path, columns=columns_of(columns), allow_outside=allow_outside)
+
+
+def open_tars(path: str | Path, *, columns: Any = None) -> Mapping[str, Tars]:
+    """The splits of a folder of tars, or of a pattern or an address."""
+    return find_tars(path, columns=columns_of(columns))
+
+
+def open_datasets(
+    path: str | Path,
+    *,
+    columns: Any = None,
+    streaming: bool = False,
+    split: str | None = None,
+    name: str | None = None,
+    n_examples: int | None = None,
+    shuffle_buffer: int | None = None,
+    allow_outside: bool = False,
+) -> Mapping[str, Any]:
+    """The splits of a data set of `datasets`: a saved folder, or a name on the hub.
+
+    Args:
+        split: only this one; else those of train, valid and test that there are.
+        name: of the configuration; the others as in `open_hub`.
+    """
+    given: dict[str, Any] = {"columns": columns_of(columns), "allow_outside": allow_outside}
+    if name is not None:
+        given["name"] = name
+    if streaming:
+        given |= {"n_examples": n_examples, "shuffle_buffer": shuffle_buffer or 0}
+    if split is not None:
+        return {split_of(split) or split: open_hub(str(path), split=split, streaming=streaming, **given)}
+    found: dict[str, Any] = {}
+    first: DataError | None = None
+    for ours, words in SPLITS.items():
+        for word in words:
+            try:
+                found[ours] = open_hub(str(path), split=word, streaming=streaming, **given)
+                break
+            except DataError as error:
+                first = first or error
+    if not found:
+        raise first or DataError(f"{path}: no split: expected train, valid or test.")
+    return found
+
+
+def columns_of(given: Any) -> Columns:
+    """A `Columns` from what a user writes: None, a `Columns`, a mapping of its fields, or (name, value) pairs."""
+    if given is None or isinstance(given, Columns):
+        return given or Columns()
+    return Columns(**dict(given))
+
+
+def write_parquet_split(
+    examples: Iterable[Example],
+    folder: str | Path,
+    *,
+    split: str = "train",
+    overwrite: bool = False,
+    left_out: Counter[str] | None = None,
+) -> Path:
+    """{split}.parquet in a folder."""
+    path = Path(folder) / f"{split}.parquet"
+    refuse_existing(split, path, overwrite=overwrite)
+    write_parquet(examples, path)
+    return path
+
+
+def write_tar_split(
+    examples: Iterable[Example],
+    folder: str | Path,
+    *,
+    split: str = "train",
+    overwrite: bool = False,
+    left_out: Counter[str] | None = None,
+) -> Path:
+    """{split}-000000.tar and so on in a folder; returns the first."""
+    before = sorted(Path(folder).glob(f"{split}-*.tar"))
+    refuse_existing(split, *before[:1], overwrite=overwrite)
+    written = write_tars(examples, folder, name=split)
+    for stale in set(before) - set(written):  # of a longer split that was replaced
+        stale.unlink()
+    return written[0]
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a path is a Parquet file or a folder of them."""
+    if path.is_file():
+        return path.suffix == ".parquet"
+    return _holds(path, ".parquet")
+
+
+def is_tars(path: Path) -> bool:
+    """Whether a path is a tar or a folder of them."""
+    if path.is_file():
+        return path.suffix == ".tar"
+    return _holds(path, ".tar")
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a folder was written by `Dataset.save_to_disk`."""
+    return path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
+
+
+def _holds(path: Path, suffix: str) -> bool:
+    if not path.is_dir() or is_saved(path):
+        return False
+    try:
+        return bool(shards_by_split(path, suffix))
+    except DataError:
+        return False
