@@ -54,8 +54,29 @@ def changed(recipe: T, changes: Mapping[str, Any]) -> T:
 
 
 def from_tree(recipe: T, tree: Mapping[str, Any]) -> T:
-    """A recipe with the leaves of a nested tree, as `to_tree` and YAML files write it."""
-    return changed(recipe, dict(_flat(recipe, tree)))
+    """A recipe with the leaves of a nested tree, as `to_tree` and YAML files write it.
+
+    The leaves of a branch change together: one that only makes sense with another may come before it.
+
+    Raises:
+        OptionError: as `changed`.
+    """
+    made: T = _merged(recipe, tree, "", recipe)
+    return made
+
+
+def _merged(node: Any, tree: Mapping[str, Any], prefix: str, root: Any) -> Any:
+    hints, values = typing.get_type_hints(type(node)), {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if key not in {f.name for f in dataclasses.fields(node)}:
+            raise _unknown(name, root)
+        child = getattr(node, key)
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(child):
+            values[key] = _merged(child, value, f"{name}.", root)
+        else:
+            values[key] = _convert(value, hints[key], name)
+    return dataclasses.replace(node, **values)
 
 
 def parse_value(text: str) -> Any:
@@ -78,23 +99,11 @@ def _nones(value: Any) -> Any:
     return None if isinstance(value, str) and value.strip().lower() in ("none", "null", "~") else value
 
 
-def _flat(recipe: Any, tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        branch = getattr(recipe, key, None)
-        if isinstance(value, Mapping) and dataclasses.is_dataclass(branch):
-            found += _flat(branch, value, f"{prefix}{key}.")
-        else:
-            found.append((f"{prefix}{key}", value))
-    return found
-
-
 def _set(node: Any, path: list[str], value: Any, whole: str, root: Any) -> Any:
     head, rest = path[0], path[1:]
     known = {f.name: f for f in dataclasses.fields(node)} if dataclasses.is_dataclass(node) else {}
     if head not in known:
-        names = leaves(root)
-        raise OptionError(f"the recipe has no '{whole}': expected one of its fields.{nearest(whole, names)}")
+        raise _unknown(whole, root)
     if rest:
         child = getattr(node, head)
         if not dataclasses.is_dataclass(child):
@@ -102,6 +111,10 @@ def _set(node: Any, path: list[str], value: Any, whole: str, root: Any) -> Any:
         return dataclasses.replace(node, **{head: _set(child, rest, value, whole, root)})
     kind = typing.get_type_hints(type(node))[head]
     return dataclasses.replace(node, **{head: _convert(value, kind, whole)})
+
+
+def _unknown(name: str, root: Any) -> OptionError:
+    return OptionError(f"the recipe has no '{name}': expected one of its fields.{nearest(name, leaves(root))}")
 
 
 def _convert(value: Any, kind: Any, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Examples about one picture share its pixels and its way through the tower; what is not to be learned counts nowhere."""
+"""Examples about one picture share its way through the tower; what is not to be learned counts in no loss."""
 
 import numpy as np
 import pytest
@@ -96,5 +96,5 @@ def test_a_stream_cannot_be_shuffled():
     class Stream(Asked):
         is_sequential = True
 
-    with pytest.raises(OptionError, match="data.shuffle=True for a stream: expected False"):
+    with pytest.raises(OptionError, match=r"data\.shuffle=True for a stream: expected False"):
         Loader(Stream(), processor(), LoaderOptions())

@@ -1,0 +1,94 @@
+"""From what a user names to examples: prompts as they are, annotations through builders, mixtures from YAML."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from paligemma.data.augment import AugmentOptions
+from paligemma.data.convert import write_split
+from paligemma.data.mixture import Mixture
+from paligemma.data.rows import open_rows
+from paligemma.data.world.records import WorldRecords
+from paligemma.errors import DataError, OptionError
+from tests.training_runs import write_rows
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("coco")
+    write_split(WorldRecords(6), folder, to="coco", split="train")
+    write_split(WorldRecords(3, split="held_out"), folder, to="coco", split="valid")
+    return folder
+
+
+def test_annotations_become_prompts_of_the_task(coco):
+    found = open_rows(coco, task="detect", task_fields=(("order", "raster"),))
+    assert {split: len(source) for split, source in found.items()} == {"train": 6, "valid": 3}
+    example = found["train"][0]
+    assert example.prefix.startswith("detect ")
+    assert example.suffix.startswith("<loc")
+    again = open_rows(coco, task="detect", task_fields=(("order", "raster"),))["train"]
+    assert [again[i].suffix for i in range(6)] == [found["train"][i].suffix for i in range(6)]
+
+
+def test_several_tasks_are_drawn_from_anew_in_every_pass(coco):
+    source = open_rows(coco, task="detect, caption,count")["train"]
+    words = {source.varied(i, epoch).prefix.split()[0] for i in range(6) for epoch in range(8)}
+    assert words == {"detect", "caption", "answer"}
+
+
+def test_only_the_train_split_is_augmented(coco):
+    plain, changed = (open_rows(coco, task="detect", augmentation=o) for o in (None, AugmentOptions(crop=1.0)))
+    assert any(plain["train"][i].suffix != changed["train"][i].suffix for i in range(6))
+    assert all(plain["valid"][i] == changed["valid"][i] for i in range(3))
+
+
+def test_prompts_refuse_a_task_and_annotations_want_one(coco, tmp_path):
+    write_rows(tmp_path, 3)
+    assert open_rows(tmp_path)["train"][0].prefix == "caption en"
+    with pytest.raises(OptionError, match="holds prompts already"):
+        open_rows(tmp_path, task="detect")
+    with pytest.raises(DataError, match=r"holds annotations and no prompts: expected a task.*--task detect"):
+        open_rows(coco)
+    with pytest.raises(OptionError, match=r"has no field 'ordr'.*Did you mean 'order'"):
+        open_rows(coco, task="detect", task_fields=(("ordr", "raster"),))
+
+
+def test_a_mixture_of_formats_is_one_source(coco, tmp_path):
+    write_rows(tmp_path / "rows", 5)
+    write_rows(tmp_path / "rows", 2, name="valid.jsonl")
+    tree = {
+        "sources": {
+            "things": {"data": str(coco), "task": "detect", "weight": 3},
+            "words": {"data": "rows", "weight": 1},
+        },
+        "exhaustion": "drop",
+    }
+    file = tmp_path / "mixture.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    found = open_rows(file)
+    assert isinstance(found["train"], Mixture)
+    assert len(found["train"]) == 11
+    assert found["train"].shares == (0.75, 0.25)
+    assert len(found["valid"]) == 5
+    firsts = {found["train"][i].prefix.split()[0] for i in range(11)}
+    assert firsts == {"detect", "caption"}
+    assert [found["valid"][i].prefix.split()[0] for i in range(5)] == ["detect"] * 3 + ["caption"] * 2
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"sources": {}}, "expected `sources:`"),
+        ({"sources": {"a": {"weight": 1}}}, "source 'a': expected `data:`"),
+        ({"sources": {"a": "rows"}, "temprature": 2}, "no field 'temprature'.*Did you mean 'temperature'"),
+        ({"sources": {"a": {"data": "nowhere"}}}, "nowhere: no such file or folder"),
+    ],
+)
+def test_what_is_wrong_with_a_mixture_is_said_in_a_line(tree, message, tmp_path):
+    write_rows(tmp_path / "rows", 3)
+    file = tmp_path / "mixture.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    with pytest.raises(DataError, match=message):
+        open_rows(file)

@@ -1,0 +1,91 @@
+"""Stages are recipes whose numbers are those of the reports, and whose learning rate is one curve."""
+
+import pytest
+
+from paligemma.errors import OptionError
+from paligemma.presets import MODEL_PRESETS
+from paligemma.recipes.stages import STAGES, recipe
+from paligemma.recipes.transfer import TransferRecipe
+from paligemma.recipes.tree import from_tree, to_tree
+
+
+def of(name: str, preset: str = "paligemma2-3b-224", **changes: object) -> TransferRecipe:
+    return recipe(name, data="mixture.yaml", model="stage0", config=MODEL_PRESETS[preset], **changes)
+
+
+@pytest.mark.parametrize(
+    ("preset", "lr"),
+    [
+        ("paligemma-3b-224", 2e-5),
+        ("paligemma2-3b-224", 1e-5),
+        ("paligemma2-10b-224", 5e-6),
+        ("paligemma2-28b-224", 5e-6),
+    ],
+)
+def test_the_learning_rate_is_that_of_the_size(preset, lr):
+    assert of("stage1", preset).lr == lr
+
+
+def test_stages_see_what_the_reports_say():
+    seen = {name: (of(name).resolution, of(name).examples, of(name).loader.max_text) for name in STAGES}
+    assert seen == {
+        "stage1": (224, 1_000_000_000, 129), "stage2_448": (448, 50_000_000, 513), "stage2_896": (896, 10_000_000, 513),
+        "mix": (448, None, 513),
+    }  # fmt: skip
+    assert of("mix").epochs == 10
+
+
+def test_only_the_second_generation_has_soft_caps():
+    assert dict(of("stage1").choices) == {"attn_logits_softcap": 50.0, "final_logits_softcap": 30.0}
+    assert dict(of("mix").choices) == {"attn_logits_softcap": 50.0, "final_logits_softcap": None}
+    assert of("stage1", "paligemma-3b-224").choices == ()
+
+
+def factor(recipe: TransferRecipe, step: int, image: bool = False) -> float:
+    schedule = dict(recipe.optim.schedules).get("vision") if image else None
+    chosen = schedule or recipe.optim.schedule
+    total = round(recipe.examples / recipe.loader.batch_size)
+    return chosen.factor(step, total, batch_size=recipe.loader.batch_size)
+
+
+def test_the_curve_goes_on_from_stage_to_stage():
+    stages = [of(name) for name in ("stage1", "stage2_448", "stage2_896")]
+    steps = [round(stage.examples / stage.loader.batch_size) for stage in stages]
+    for before, after, n in zip(stages, stages[1:], steps, strict=False):
+        # The warm-up of stage 1 is not counted by its own curve, hence the per cent.
+        assert factor(after, 0) == pytest.approx(factor(before, n - 1), rel=0.01)
+        assert factor(after, 0) > factor(after, 1)
+
+
+def test_the_image_tower_begins_slowly_and_catches_up():
+    stage = of("stage1")
+    ramp = round(100_000_000 / stage.loader.batch_size)
+    for step in (100, 1000, ramp // 2):
+        assert factor(stage, step, image=True) < factor(stage, step)
+    assert factor(stage, 2 * ramp, image=True) == pytest.approx(factor(stage, 2 * ramp), rel=0.25)
+
+
+def test_robust_pictures_are_of_stages_one_and_two_alone():
+    assert of("stage1").robust is not None
+    assert of("stage1").augmentation.crop == 1
+    assert of("mix").robust is None
+    assert not of("mix").augmentation.is_on
+    assert of("stage1", robust=None).augmentation.is_on is False
+
+
+def test_a_saved_stage_is_the_same_stage():
+    for name in STAGES:
+        whole = of(name)
+        assert from_tree(TransferRecipe(data=""), to_tree(whole)) == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("stage3", {}, "there is no stage 'stage3'.*Did you mean 'stage1'"),
+        ("stage1", {"image_rampp": 3}, "a stage has no 'image_rampp'.*Did you mean 'image_ramp'"),
+    ],
+)
+def test_typos_are_answered_with_the_nearest(name, changes, message):
+    with pytest.raises(OptionError, match=message):
+        of(name, **changes)
