@@ -6,6 +6,7 @@ Errors stop a training run or teach it something wrong; warnings are worth a loo
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -167,8 +168,7 @@ class _Look:
         try:
             row = source[index]
         except PaliGemmaError as error:
-            kind = getattr(error, "kind", "unreadable row")
-            self.note(kind if kind in KINDS else "unreadable row", str(error))
+            self.note(_kind_of(error), str(error))
             return
         size = self._pictures(row)
         identity = row.id if isinstance(row, Record) else str(row.meta.get("id", ""))
@@ -257,6 +257,24 @@ class _Look:
                 return
             if n > self.max_text:
                 self.note("text too long", f"{example.where}: {n} tokens, {self.max_text} are seen")
+
+
+_PHRASES = (  # what errors of sources say -> their kind, where they do not name it themselves
+    ("not UTF-8", "not UTF-8"),
+    ("no column", "wrong column"),
+    ("no frames", "no frames"),
+    ("cut off", "cut archive"),
+    (r"lies? outside", "path outside"),
+    ("no such file|is not in ", "missing picture"),
+    ("run-length|run lengths|polygon", "bad mask"),
+)
+
+
+def _kind_of(error: PaliGemmaError) -> str:
+    kind = getattr(error, "kind", "unreadable row")
+    if kind in KINDS and kind != "unreadable row":
+        return kind
+    return next((kind for phrase, kind in _PHRASES if re.search(phrase, str(error))), "unreadable row")
 
 
 def _kind_of_file(problem: str) -> str:

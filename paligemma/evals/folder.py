@@ -123,10 +123,11 @@ def evaluate_folder(
     limit: int | None = None,
     batch_size: int = 8,
     max_new_tokens: int | None = None,
+    n_beams: int = 1,
     skip_broken: bool = False,
     progress: bool = True,
 ) -> FolderReport:
-    """Ask every row's prompt, greedily, and score the answers.
+    """Ask every row's prompt and score the answers.
 
     Args:
         model: what `paligemma.load` returns.
@@ -134,6 +135,7 @@ def evaluate_folder(
         limit: only the first so many rows.
         batch_size: pictures in memory at a time; scores do not depend on it.
         max_new_tokens: longest answer; default by task.
+        n_beams: of the search; 1 is greedy.
         skip_broken: leave out rows that cannot be read and tell of them, instead of stopping.
         progress: draw a bar on stderr.
 
@@ -168,6 +170,7 @@ def evaluate_folder(
                     [example.prefix for example, _ in mine],
                     max_new_tokens=max_new_tokens or MAX_NEW_TOKENS.get(kind, 64),
                     batch_size=batch_size,
+                    n_beams=n_beams,
                     allow_special=True,  # a prompt may hold location tokens
                 )
                 group = groups.setdefault(kind, _Group(kind))

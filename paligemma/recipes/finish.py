@@ -59,8 +59,11 @@ def finish(
         pg = load(model or recipe.model, device=where, adapter=None if model else adapter, **choices)
     report = answers_of(pg, held_out, recipe, progress) if len(held_out) else None
     if report is not None:
-        write_scores(report, folder)
+        published = transfer_scores(recipe, pg, held_out, report)
+        write_scores(report, folder, published)
         say(report.table())
+        for metric, value in published.items():
+            say(f"{f'transfer.{recipe.form}: {metric}':<28}{value:>9.3f}")
     if before is None:
         rows = read_log(folder / "log.jsonl", "before")
         before_scores = rows[-1]["scores"] if rows else None
@@ -105,9 +108,14 @@ def answers_of(pg: PaliGemma, rows: Rows, recipe: "TransferRecipe", progress: bo
     """Scores of a model on some rows; its mode comes back as it was."""
     was_training = pg.model.training
     pg.model.eval()
+    how: dict[str, Any] = {}
+    if recipe.form is not None:  # decoded as published
+        transfer = transfers().transfer_of(recipe.form)
+        how = {"n_beams": transfer.beams, "max_new_tokens": transfer.text_length}
     report = evaluate_folder(
         pg,
         rows,
+        **how,
         limit=min(recipe.eval_rows, len(rows)),
         progress=progress,
         skip_broken=recipe.loader.skip_broken,
@@ -116,11 +124,34 @@ def answers_of(pg: PaliGemma, rows: Rows, recipe: "TransferRecipe", progress: bo
     return report
 
 
-def write_scores(report: FolderReport, folder: Path) -> None:
+def transfer_scores(recipe: "TransferRecipe", pg: PaliGemma, rows: Rows, report: FolderReport) -> dict[str, float]:
+    """Scores by the metrics of a published transfer, all true answers of a row counted; {} for any other recipe."""
+    if recipe.form is None:
+        return {}
+    answers = {prediction.where: prediction.answer for prediction in report.predictions}
+    seen = [rows[i] for i in range(min(recipe.eval_rows, len(rows)))] if answers else []
+    known = [example for example in seen if example.where in answers]
+    decoder = None if pg.mask_vae is None else pg.mask_vae.decode_array
+    found: dict[str, float] = transfers().score(
+        recipe.form, [answers[example.where] for example in known], [example.meta for example in known],
+        mask_decoder=decoder,
+    )  # fmt: skip
+    return found
+
+
+def transfers() -> Any:
+    """The published transfers; loaded late, since their recipes are made of this room's."""
+    from paligemma.recipes import transfers as found
+
+    return found
+
+
+def write_scores(report: FolderReport, folder: Path, published: dict[str, float] | None = None) -> None:
     """scores.json, and predictions.jsonl with every answer."""
     rows = [dataclasses.asdict(prediction) for prediction in report.predictions]
     (folder / "predictions.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    (folder / "scores.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+    scores = {**report.to_dict(), **({"published metrics": published} if published else {})}
+    (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
 
 
 def _folder_of(path: Path) -> Path:

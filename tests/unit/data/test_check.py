@@ -12,6 +12,7 @@ from paligemma.data.duplicates import Twins, near_twins
 from paligemma.data.labels import likely_typos, one_edit
 from paligemma.data.record import Instance, Mask, Record, Text
 from paligemma.data.sources.jsonl import Jsonl
+from paligemma.data.sources.tars import Tars, write_tars
 from paligemma.data.world import render, sample_scene
 
 BOX = "<loc0100><loc0100><loc0500><loc0600>"
@@ -180,3 +181,16 @@ def test_labels_that_train_never_shows(tmp_path):
     findings = check({"train": train, "valid": valid})
     assert findings.counts == {"label only held out": 1}
     assert findings.to_dict()["findings"][0]["examples"][0]["message"] == "'dog': 1 times in valid, never in train"
+
+
+def test_faults_of_tars_and_clips_are_found(tmp_path):
+    rows = folder(tmp_path / "rows", [row(), row("1.png"), row("2.png")])
+    (shard,) = write_tars([rows[i] for i in range(3)], tmp_path / "tars")
+    data = shard.read_bytes()
+    shard.write_bytes(data[: len(data) * 2 // 3])
+    findings = check({"train": Tars(shard)})
+    assert set(findings.counts) == {"cut archive"}
+    assert findings.n_errors >= 1
+    clips = folder(tmp_path / "clips", [{"video": "frames", "prefix": "caption en", "suffix": "a cat"}], pictures=0)
+    (tmp_path / "clips" / "frames").mkdir()
+    assert check({"train": clips}).counts == {"no frames": 1}
