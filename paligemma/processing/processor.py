@@ -31,10 +31,19 @@ class Processor:
     >>> processor(["a.png", "b.png"], ["detect cat"] * 2, ["<loc0000>… cat", ""])   # to teach: suffixes end in eos
     """
 
-    def __init__(self, config: PaliGemmaConfig, tokenizer: Tokenizer, *, max_pixels: int | None = MAX_PIXELS) -> None:
+    def __init__(
+        self,
+        config: PaliGemmaConfig,
+        tokenizer: Tokenizer,
+        *,
+        max_pixels: int | None = MAX_PIXELS,
+        draft: bool = False,
+    ) -> None:
         """
         Args:
             max_pixels: largest picture that is decoded; None for any.
+            draft: decode large JPEG files at a fraction of their size, see `load_image`: faster, but not the pixels
+                that the references see.
 
         Raises:
             TokenizerError: the tokenizer has other ids than the model.
@@ -51,6 +60,7 @@ class Processor:
         self.config = config
         self.tokenizer = tokenizer
         self.max_pixels = max_pixels
+        self.draft = draft
 
     def __call__(
         self,
@@ -147,15 +157,18 @@ class Processor:
 
     def pixels(self, pictures: List[Any]) -> Tensor:
         """Pictures as float32[n, 3, R, R] in [-1, 1]."""
-        rules = self.config.processing
+        rules, side = self.config.processing, self.config.vision.resolution
         loaded = [
-            open_rgb(picture, alpha=rules.alpha, exif_orientation=rules.exif_orientation, max_pixels=self.max_pixels)
+            open_rgb(
+                picture, alpha=rules.alpha, exif_orientation=rules.exif_orientation, max_pixels=self.max_pixels,
+                draft=side if self.draft else None,
+            )
             for picture in pictures
-        ]
-        side = self.config.vision.resolution
+        ]  # fmt: skip
         if not loaded:
             return torch.zeros(0, 3, side, side)
-        return torch.stack([to_pixels(picture, side, self.config.processing.resize) for picture in loaded])
+        made = [to_pixels(picture, side, rules.resize) for picture in loaded]
+        return made[0][None] if len(made) == 1 else torch.stack(made)  # one is not copied
 
     def load_image(self, picture: Any) -> Picture:
         """One picture as uint8[H, W, 3], with the alpha and orientation rules of this model."""
