@@ -1,0 +1,95 @@
+"""`paligemma data`: drawn worlds in every format, there and back, looked at and checked."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from paligemma.cli.main import main
+from paligemma.data.rows import open_rows
+from paligemma.data.sources.open import open_data
+
+FORMATS = ("jsonl", "coco", "coco_official", "yolo", "voc", "parquet", "wds")
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn") / "coco"
+    assert main(["data", "generate", str(folder), "--to", "coco", "--n", "5", "--valid", "2"]) == 0
+    return folder
+
+
+def boxes(folder: Path) -> list[list[tuple[str, list[int]]]]:
+    """Labels and boxes of every training picture, to a pixel, in any order."""
+    records = open_data(folder)["train"]
+    return sorted(
+        sorted((item.label, [round(side) for side in item.box_xyxy_px]) for item in records[i].instances)
+        for i in range(len(records))
+    )
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_drawn_found_and_clean(name, tmp_path, capsys):
+    folder = tmp_path / name
+    assert main(["data", "generate", str(folder), "--to", name, "--n", "3", "--valid", "2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {split: counts["rows"] for split, counts in told["splits"].items()} == {"train": 3, "valid": 2}
+    assert main(["data", "check", str(folder), "--json", "--model", "tiny"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["rows"] == {"train": 3, "valid": 2}
+    assert report["errors"] == 0
+
+
+@pytest.mark.parametrize("between", ["yolo", "voc", "coco_official"])
+def test_annotations_come_back_through_every_other_format(between, coco, tmp_path):
+    assert main(["data", "convert", str(coco), str(tmp_path / "there"), "--to", between]) == 0
+    assert main(["data", "convert", str(tmp_path / "there"), str(tmp_path / "back"), "--to", "coco"]) == 0
+    assert boxes(tmp_path / "back") == boxes(coco)
+
+
+@pytest.mark.parametrize("packed", ["jsonl", "parquet", "wds"])
+def test_prompts_come_back_through_files_tables_and_tars(packed, coco, tmp_path):
+    words = ["data", "convert", str(coco), str(tmp_path / "rows"), "--to", packed, "--task", "segment"]
+    assert main([*words, "--task-field", "order=raster"]) == 0
+    found = open_rows(tmp_path / "rows")["train"]
+    assert len(found) == 5
+    assert all(found[i].prefix.startswith("segment ") and "<seg" in found[i].suffix for i in range(5))
+    assert main(["data", "convert", str(tmp_path / "rows"), str(tmp_path / "back"), "--to", "coco"]) == 0
+    back, there = boxes(tmp_path / "back"), boxes(coco)
+    for ours, theirs in zip(back, there, strict=True):
+        assert [label for label, _ in ours] == [label for label, _ in theirs]
+        for (_, a), (_, b) in zip(ours, theirs, strict=True):
+            assert all(abs(x - y) <= 1 for x, y in zip(a, b, strict=True))
+    records = open_data(tmp_path / "back")["train"]
+    assert all(item.mask is not None for item in records[0].instances)  # read back with the codes of `tiny`
+
+
+def test_a_page_shows_rows_and_their_passes(coco, tmp_path, capsys):
+    out = tmp_path / "page.html"
+    words = ["data", "preview", str(coco), "--task", "detect", "--out", str(out), "--n", "2", "--split", "train"]
+    assert main([*words, "--passes", "3", "--augment", "flip=1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 6
+    assert out.read_text().count("<article>") == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["check", "nowhere"], "nowhere: no such file or folder"),
+        (["convert", "{coco}", "{out}", "--to", "yollo"], "Did you mean 'yolo'"),
+        (["convert", "{coco}", "{out}", "--to", "jsonl"], "--task detect"),
+        (["convert", "{coco}", "{coco}", "--to", "coco"], "--overwrite"),
+        (["preview", "{coco}", "--task", "detekt"], "Did you mean 'detect'"),
+        (["preview", "{coco}", "--task", "detect", "--augment", "flip"], "expected NAME=VALUE"),
+        (["preview", "{coco}", "--task", "detect", "--augment", "flop=1"], "Did you mean 'flip'"),
+        (["check", "{coco}", "--split", "test"], "has no split 'test'"),
+        (["generate", "{coco}", "--to", "coco"], "--overwrite"),
+        (["generate", "{out}", "--to", "coco", "--n", "0"], "expected at least one training picture"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(words, message, coco, tmp_path, capsys):
+    filled = [word.format(coco=coco, out=tmp_path / "out") for word in words]
+    assert main(["data", *filled]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
