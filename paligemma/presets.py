@@ -61,6 +61,17 @@ TINY = PaliGemmaConfig(
     processing=ProcessingConfig(resize="float_bilinear_aa"),
     name="tiny",
 )  # fmt: skip
+# A million parameters with the tokenizer of `tiny`: what the studies teach again and again. No weights are published.
+STUDY = PaliGemmaConfig(
+    vision=VisionConfig(width=96, depth=4, mlp_dim=384, n_heads=4, resolution=84, patch_size=14),
+    text=TextConfig(
+        width=96, depth=3, mlp_dim=288, n_heads=4, n_kv_heads=2, head_dim=24, vocab_size=TINY.text.vocab_size,
+        post_norms=True, query_pre_attn_scalar=24, attn_logits_softcap=50.0, final_logits_softcap=30.0,
+    ),
+    tokens=TINY.tokens,
+    processing=TINY.processing,
+    name="study",
+)  # fmt: skip
 
 
 def _family(name: str, text: TextConfig) -> dict[str, PaliGemmaConfig]:

@@ -185,6 +185,8 @@ def _to_rgb(picture: Image.Image, alpha: Alpha) -> Image.Image:
     if picture.mode == "LAB":
         lab, rgb = (ImageCms.ImageCmsProfile(ImageCms.createProfile(space)) for space in ("LAB", "sRGB"))
         picture = ImageCms.ImageCmsTransform(lab, rgb, "LAB", "RGB").apply(picture)
+    if picture.mode == "RGB" and picture.format in ("JPEG", None):
+        return picture  # convert() would copy it
     return picture.convert("RGB")
 
 

@@ -283,6 +283,49 @@ def test_black_is_minus_one_and_white_is_one_exactly(how: Any):
     assert to_pixels(np.full((14, 14, 3), 255, np.uint8), 14, how).unique().tolist() == [1.0]
 
 
+def test_every_level_is_rounded_as_the_references_round_it():
+    """x / 127.5 - 1 in their place: all 256 levels, bit by bit."""
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    x, one, half, two = levels.astype(np.float32) / np.float32(255), np.float32(1), np.float32(0.5), np.float32(2)
+    expected = {"hf_bicubic": (x - half) / half, "bv_bilinear": x * two - one, "bv_bilinear_aa": x * two - one}
+    for how, plane in expected.items():
+        found = to_pixels(np.repeat(levels[..., None], 3, axis=2), 16, how)
+        for channel in found.numpy():
+            np.testing.assert_array_equal(channel.view(np.int32), plane.view(np.int32), err_msg=how)
+
+
+# ------------------------------------------------------------------------------------------------------------- draft
+
+
+def test_a_draft_is_decoded_at_the_smallest_fraction_that_covers_the_square():
+    data = saved(smooth(160, 240), "JPEG", quality=95)
+    for draft, expected_hw in ((161, (160, 240)), (80, (80, 120)), (81, (160, 240)), (20, (20, 30)), (1, (20, 30))):
+        found = load_image(data, draft=draft)
+        assert found.shape == (*expected_hw, 3)
+        whole = np.asarray(Image.fromarray(load_image(data)).reduce(160 // expected_hw[0]))
+        assert np.abs(found.astype(int) - whole).mean() < 3  # the same picture, not the same pixels
+
+
+def test_a_draft_changes_nothing_but_jpeg_files():
+    image = smooth(160, 240)
+    for source in (image, np.asarray(image), saved(image, "PNG"), saved(image, "WEBP", lossless=True)):
+        np.testing.assert_array_equal(load_image(source, draft=20), load_image(source))
+    grey = load_image(saved(image.convert("L"), "JPEG"), draft=40)
+    assert grey.shape == (40, 60, 3)
+    assert (grey == grey[..., :1]).all()
+
+
+def test_a_draft_is_turned_upright_and_counts_as_large_as_the_file_says():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(smooth(160, 240), "JPEG", exif=exif)
+    assert load_image(data, draft=40).shape == (60, 40, 3)
+    with pytest.raises(ImageError, match="240 × 160 = 38,400 pixels: expected at most 9,600"):
+        load_image(data, draft=20, max_pixels=9600)
+    with pytest.raises(OptionError, match="draft=0: expected a side of 1 pixel or more"):
+        load_image(data, draft=0)
+
+
 def test_mirrored_pictures_give_mirrored_pixels():
     for how in ("hf_bicubic", "float_bilinear_aa"):
         plain, mirrored = to_pixels(COLOUR, 14, how), to_pixels(np.ascontiguousarray(COLOUR[:, ::-1]), 14, how)

@@ -1,0 +1,149 @@
+"""Pages of studies: intervals, tables, pictures, and sentences that follow from the numbers alone."""
+
+import argparse
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers.pictures import QUICK, Sizes
+from helpers.study import describe
+from scipy import stats
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "studies"
+BLUE, RED, GRAY, GREEN = "#1f4e8c", "#d1495b", "#8a8a8a", "#3a7d44"
+COLOURS = (BLUE, RED, GREEN, GRAY)
+
+
+def parse(doc: str | None, names: Sequence[str], argv: Sequence[str] | None, *, seeds: int = 3) -> argparse.Namespace:
+    """The command line of a script of studies; `sizes` and `torch_device` are added to what it says."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; default all")
+    parser.add_argument("--work", type=Path, default=Path("runs/studies"), help="stage 0, pictures, models")
+    parser.add_argument("--out", type=Path, default=DOCS, help="folder of pages, pictures and results run by run")
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--steps", type=int, default=Sizes.steps, help="of stage 1")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="of the arithmetic; 1 where another study runs beside")
+    parser.add_argument("--quick", action="store_true", help="two steps of two pictures: does it run at all?")
+    args = parser.parse_args(argv)
+    unknown = [name for name in args.names if name not in names]
+    if unknown:
+        parser.error(f"there is no study {unknown[0]!r}: expected {', '.join(names)}")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    args.names = args.names or list(names)
+    args.sizes = QUICK if args.quick else Sizes(steps=args.steps)
+    args.torch_device = torch.device(args.device)
+    return args
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half the width of its 95 % interval by Student's t; nan where there is one value alone."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return mean, math.nan
+    quantile = float(stats.t.ppf(0.975, len(values) - 1))
+    return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def cell(values: Sequence[float], digits: int = 3) -> str:
+    mean, half = interval(values)
+    return f"{mean:.{digits}f}" if math.isnan(half) else f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def change(base: Sequence[float], other: Sequence[float]) -> tuple[str, str]:
+    """How other differs from base, seed by seed: "higher", "lower" or "the same", and the words for it.
+
+    "The same" only says that the 95 % interval of the paired differences holds 0.
+    """
+    mean, half = interval([b - a for a, b in zip(base, other, strict=True)])
+    if math.isnan(half):
+        return "the same", f"{mean:+.3f}, one seed: no interval"
+    found = "the same" if abs(mean) <= half else "higher" if mean > 0 else "lower"
+    said = "no difference seen" if found == "the same" else found
+    return found, f"{mean:+.3f} ± {half:.3f}: {said}"
+
+
+def compare(
+    values: Mapping[str, Sequence[float]], base: str, reported: Mapping[str, str], what: str, source: str
+) -> str:
+    """A sentence for each arm against the base, and whether the reports found the same.
+
+    Args:
+        reported: arm -> "higher", "lower" or "the same" than the base in the reports; arms they did not have are left out.
+        what: is compared, such as "right answers"; source: of the reports' results.
+    """
+    lines = []
+    for arm, numbers in values.items():
+        if arm == base:
+            continue
+        found, words = change(values[base], numbers)
+        line = f"- {arm}: {words}."
+        if arm in reported:
+            told = "no difference" if reported[arm] == "the same" else reported[arm]
+            verdict = "as here" if found == reported[arm] else "not what is seen here"
+            line += f" The report: {told}; {verdict}."
+        lines.append(line)
+    intro = f"Against *{base}*, {what}, the same seeds paired (95 % interval by Student's t; {source}):"
+    return intro + "\n\n" + "\n".join(lines)
+
+
+def page(out: Path, name: str, text: str) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.md").write_text(f"{text.strip()} {describe()}\n")
+    print((out / f"{name}.md").read_text())
+
+
+def _axes(figure_height: float) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.8, figure_height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def draw_arms(path: Path, values: Mapping[str, Sequence[float]], label: str, level: float | None = None) -> None:
+    """Each run a point, the bar their mean; `level` is what no picture is needed for."""
+    figure, axes = _axes(0.45 * len(values) + 1.2)
+    for at, numbers in enumerate(values.values()):
+        axes.plot(numbers, [at] * len(numbers), "o", color="#9db7d5", markersize=6)
+        axes.plot([statistics.mean(numbers)] * 2, [at - 0.25, at + 0.25], color=BLUE, linewidth=2.5)
+    if level is not None:
+        axes.axvline(level, color=GRAY, linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(values)), list(values))
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    figure.savefig(path, dpi=110)
+
+
+def draw_curves(
+    path: Path, curves: Mapping[str, Mapping[float, Sequence[float]]], x_label: str, y_label: str,
+    levels: Mapping[str, float] | None = None,
+) -> None:  # fmt: skip
+    """Means with their 95 % intervals over a logarithmic axis; dashed levels of the same names."""
+    figure, axes = _axes(4.0)
+    ticks = sorted({x for points in curves.values() for x in points})
+    for (name, points), colour in zip(curves.items(), COLOURS * 3, strict=False):
+        found = [interval(numbers) for numbers in points.values()]
+        halves = [0.0 if math.isnan(half) else half for _, half in found]
+        axes.errorbar(list(points), [m for m, _ in found], yerr=halves, fmt="o-", color=colour, capsize=3, label=name)
+        if levels and name in levels:
+            axes.axhline(levels[name], color=colour, linestyle="--", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
