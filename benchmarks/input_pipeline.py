@@ -123,7 +123,8 @@ def page(content: dict[str, Any], wall_s: float) -> str:
         f"Memory: a reading process holds {content['memory']['growth_mb']:+.2f} MB more for itself when its JSONL file "
         f"has {large:,} rows instead of {small:,} (after {settings['steps']} shuffled batches). The process that opens "
         f"the file holds {content['memory']['opened_mb']:+.2f} MB more, the places of rows; readers share them.\n\n"
-        f"Seek: the example at position {seek['position']:,} of a mixture in a new process: {seek['seek_s'] * 1e3:.1f} "
+        f"Seek: the example at position {seek['position']:,.0f} of a mixture in a new process: "
+        f"{seek['seek_s'] * 1e3:.1f} "
         f"ms, with imports and opening {large:,} rows {seek['with_imports_s']:.2f} s; rows read on the way: "
         f"{seek['rows_read']:g}. The batch of 16 there: {seek['batch_s'] * 1e3:.1f} ms.\n"
     )
@@ -137,6 +138,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
     ]
     for side, name in names.items():
         for row in rows:
+            if side == "draft" and not row["draft_apart"]:
+                continue  # no fraction covers the target: the same work as for files
             speed = row["per_s"]
             lines.append(
                 f"| {row['source'].replace('x', ' × ')} | {row['resolution']} | {name} | {speed[side]:.1f} "

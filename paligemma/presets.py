@@ -65,8 +65,8 @@ TINY = PaliGemmaConfig(
 STUDY = PaliGemmaConfig(
     vision=VisionConfig(width=96, depth=4, mlp_dim=384, n_heads=4, resolution=84, patch_size=14),
     text=TextConfig(
-        width=96, depth=3, mlp_dim=288, n_heads=4, n_kv_heads=2, head_dim=24, vocab_size=TINY.text.vocab_size,
-        post_norms=True, query_pre_attn_scalar=24, attn_logits_softcap=50.0, final_logits_softcap=30.0,
+        width=96, depth=3, mlp_dim=288, n_heads=4, n_kv_heads=2, head_dim=32, vocab_size=TINY.text.vocab_size,
+        post_norms=True, query_pre_attn_scalar=32, attn_logits_softcap=50.0, final_logits_softcap=30.0,
     ),
     tokens=TINY.tokens,
     processing=TINY.processing,

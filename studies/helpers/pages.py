@@ -3,41 +3,65 @@
 import argparse
 import math
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from helpers.pictures import QUICK, Sizes
-from helpers.study import describe
 from scipy import stats
 
+from helpers.pictures import QUICK, Sizes
+from helpers.study import Results, describe
+
+WHOLE: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "studies"
 BLUE, RED, GRAY, GREEN = "#1f4e8c", "#d1495b", "#8a8a8a", "#3a7d44"
 COLOURS = (BLUE, RED, GREEN, GRAY)
 
 
-def parse(doc: str | None, names: Sequence[str], argv: Sequence[str] | None, *, seeds: int = 3) -> argparse.Namespace:
-    """The command line of a script of studies; `sizes` and `torch_device` are added to what it says."""
+def parser_of(doc: str | None, names: Sequence[str]) -> argparse.ArgumentParser:
+    """The command line of a script of studies."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; default all")
+    parser.set_defaults(known=tuple(names))
     parser.add_argument("--work", type=Path, default=Path("runs/studies"), help="stage 0, pictures, models")
     parser.add_argument("--out", type=Path, default=DOCS, help="folder of pages, pictures and results run by run")
-    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--seeds", type=int, help="runs of everything; default as in the pages")
     parser.add_argument("--steps", type=int, default=Sizes.steps, help="of stage 1")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of the arithmetic; 1 where another study runs beside")
     parser.add_argument("--quick", action="store_true", help="two steps of two pictures: does it run at all?")
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """What a command line says, with `sizes` and `torch_device` that follow from it."""
     args = parser.parse_args(argv)
-    unknown = [name for name in args.names if name not in names]
+    unknown = [name for name in args.names if name not in args.known]
     if unknown:
-        parser.error(f"there is no study {unknown[0]!r}: expected {', '.join(names)}")
+        parser.error(f"there is no study {unknown[0]!r}: expected {', '.join(args.known)}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    args.names = args.names or list(names)
+    args.names = args.names or list(args.known)
     args.sizes = QUICK if args.quick else Sizes(steps=args.steps)
     args.torch_device = torch.device(args.device)
     return args
+
+
+def results_of(args: argparse.Namespace, name: str, about: dict[str, Any]) -> Results:
+    """Runs that were made before; those of other sizes are refused.
+
+    Args:
+        about: the sizes; kept in the file under "_".
+    """
+    results = Results(args.out / f"{name}.json")
+    if results.get("_", about) != about:
+        raise SystemExit(
+            f"{results.path}: holds runs of {results['_']}: expected {about}. Give another --out, or remove the file."
+        )
+    results["_"] = about
+    return results
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -59,47 +83,55 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
 
 
-def change(base: Sequence[float], other: Sequence[float]) -> tuple[str, str]:
+def change(base: Sequence[float], other: Sequence[float], digits: int = 3) -> tuple[str, str]:
     """How other differs from base, seed by seed: "higher", "lower" or "the same", and the words for it.
 
     "The same" only says that the 95 % interval of the paired differences holds 0.
     """
     mean, half = interval([b - a for a, b in zip(base, other, strict=True)])
     if math.isnan(half):
-        return "the same", f"{mean:+.3f}, one seed: no interval"
+        return "the same", f"{mean:+.{digits}f}, one seed: no interval"
     found = "the same" if abs(mean) <= half else "higher" if mean > 0 else "lower"
     said = "no difference seen" if found == "the same" else found
-    return found, f"{mean:+.3f} ± {half:.3f}: {said}"
+    return found, f"{mean:+.{digits}f} ± {half:.{digits}f}: {said}"
 
 
 def compare(
-    values: Mapping[str, Sequence[float]], base: str, reported: Mapping[str, str], what: str, source: str
-) -> str:
-    """A sentence for each arm against the base, and whether the reports found the same.
+    values: Mapping[str, Sequence[float]], bases: Mapping[str, str], reported: Mapping[str, str], what: str,
+    source: str, *, digits: int = 3,
+) -> str:  # fmt: skip
+    """A line for each arm against its base, and whether the report found the same.
 
     Args:
-        reported: arm -> "higher", "lower" or "the same" than the base in the reports; arms they did not have are left out.
-        what: is compared, such as "right answers"; source: of the reports' results.
+        bases: arm -> the arm that it is compared with.
+        reported: arm -> "higher", "lower" or "the same" than its base in the report, where it has such an arm.
+        what: is compared, such as "right answers"; source: of the report's results.
     """
     lines = []
-    for arm, numbers in values.items():
-        if arm == base:
-            continue
-        found, words = change(values[base], numbers)
-        line = f"- {arm}: {words}."
+    for arm, base in bases.items():
+        found, words = change(values[base], values[arm], digits)
+        line = f"- *{arm}* against *{base}*: {words}."
         if arm in reported:
             told = "no difference" if reported[arm] == "the same" else reported[arm]
             verdict = "as here" if found == reported[arm] else "not what is seen here"
             line += f" The report: {told}; {verdict}."
         lines.append(line)
-    intro = f"Against *{base}*, {what}, the same seeds paired (95 % interval by Student's t; {source}):"
-    return intro + "\n\n" + "\n".join(lines)
+    intro = (
+        f"{what[0].upper()}{what[1:]}, the same seeds paired, mean difference ± half its 95 % interval by Student's t "
+        f"(the report: {source}):"
+    )
+    return "\n\n".join([intro, "\n".join(lines)])
 
 
 def page(out: Path, name: str, text: str) -> None:
+    """Write a page, paragraphs wrapped; machine and versions stand at its end."""
+    paragraphs = f"{text.strip()} {describe()}".split("\n\n")
+    wrapped = [
+        part if part[0] in "|#-!" else textwrap.fill(" ".join(part.split()), 120, **WHOLE) for part in paragraphs
+    ]
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.md").write_text(f"{text.strip()} {describe()}\n")
-    print((out / f"{name}.md").read_text())
+    (out / f"{name}.md").write_text("\n\n".join(wrapped) + "\n")
+    print("\n\n".join(wrapped))
 
 
 def _axes(figure_height: float) -> tuple[Any, Any]:

@@ -131,7 +131,9 @@ def exam_pool(work: Path, sizes: Sizes, side: int = STUDY.vision.resolution) -> 
 
     def ask_of(scene: Scene, drawn: Rendering, rng: np.random.Generator, place: int) -> list[Asked]:
         q = ask_one(kinds[place % len(kinds)], scene, drawn, rng, variants=False)
-        return [] if q is None else [(q.kind, q.prefix, written(q, scene, drawn, np.zeros((0, 16), np.int64), LOC_STEP))]
+        return (
+            [] if q is None else [(q.kind, q.prefix, written(q, scene, drawn, np.zeros((0, 16), np.int64), LOC_STEP))]
+        )
 
     return draw_pool(work / "exam.npz", sizes.held_out, ask_of, side=side, split="held_out")
 

@@ -1,8 +1,8 @@
 """What the studies on the `study` preset share: its stage 0, pictures drawn once, short runs, and the metric.
 
-    stage 0   a small SigLIP and a small Gemma of their own, put together: made once, kept in the work folder
-    stage 1   a few hundred steps of questions about drawn pictures, every arm from the same stage 0
-    judge     500 fixed questions about other pictures: which true answers would greedy decoding give?
+stage 0   a small SigLIP and a small Gemma of their own, put together: made once, kept in the work folder
+stage 1   a few hundred steps of questions about drawn pictures, every arm from the same stage 0
+judge     500 fixed questions about other pictures: which true answers would greedy decoding give?
 """
 
 # B rows · S slots of a row · N target tokens · V table rows
@@ -20,9 +20,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from helpers.pictures import LOC_STEP, N_QUESTIONS, Pool, Rows, Sizes
 
 import paligemma
+from helpers.pictures import LOC_STEP, N_QUESTIONS, Pool, Rows, Sizes
 from paligemma.api import PaliGemma
 from paligemma.checkpoints import assemble, write
 from paligemma.checkpoints.rules import TABLE
@@ -40,7 +40,7 @@ from paligemma.recipes.tiny.words import WordOptions, train_words
 from paligemma.train.coordinates import coordinate_loss
 from paligemma.train.loop import FitOptions, default_loss, fit
 from paligemma.train.loss import LossSums
-from paligemma.train.optim import OptimOptions, Optimizer
+from paligemma.train.optim import Optimizer, OptimOptions
 from paligemma.train.schedule import Duration, Schedule
 from paligemma.train.state import TrainState
 

@@ -1,4 +1,4 @@
-"""benchmarks/input_pipeline.py in small: a whole table, sides that agree, readers that do not grow, one row read to seek.
+"""benchmarks/input_pipeline.py in small: a whole table, sides that agree, readers that do not grow, short seeks.
 
 How long anything takes is for the benchmark to say.
 """
