@@ -240,15 +240,16 @@ def write_examples(bench: Bench) -> None:
     last = bench.numbers[-1]
     lines = []
     for task in TASKS:
-        enough = next(
-            n for n in bench.numbers if pages.change(right[task][last], right[task][n])[0] != "lower"
-        )  # fmt: skip
+        lower = [n for n in bench.numbers if pages.change(right[task][last], right[task][n])[0] == "lower"]
+        enough = bench.numbers[bench.numbers.index(lower[-1]) + 1] if lower else bench.numbers[0]
         best = statistics.mean(right[task][last]) - bench.levels[task]
-        shares = ", ".join(
-            f"{n:,}: {(statistics.mean(right[task][n]) - bench.levels[task]) / best:.0%}" for n in bench.numbers
-        ) if best > 0 else "nothing is learned from any number"  # fmt: skip
+        if best <= 0:
+            lines.append(f"- {task}: nothing is learned that the commonest answer does not have.")
+            continue
+        gains = {n: (statistics.mean(right[task][n]) - bench.levels[task]) / best for n in bench.numbers[:-1]}
+        told = ", ".join(f"{n:,} bring {gain:.0%}" for n, gain in gains.items())
         lines.append(
-            f"- {task}: of what {last:,} examples bring over the commonest answer, {shares}. From {enough:,} on no "
+            f"- {task}: of what {last:,} examples bring over the commonest answer, {told}. From {enough:,} on no "
             f"difference to {last:,} is seen."
         )
     pages.page(

@@ -13,8 +13,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -31,6 +31,7 @@ from paligemma.processing.processor import Processor
 from paligemma.processing.prompt import Sequence as Row
 from paligemma.processing.prompt import fit
 from paligemma.processing.resize import Picture
+from paligemma.tasks.grammar import check_area, parse_entries
 
 Distort = Callable[[Picture, int, np.random.Generator], Picture]  # picture, resolution, random numbers
 Arrange = Literal["bucket", "pack"]
@@ -172,26 +173,45 @@ class Loader:
             yield self._read([(row, Draw(row, 0)) for row in rows[self.rank :: self.world_size]])
 
     def _read(self, numbered: Sequence[tuple[int, Draw]]) -> StepData:
-        items: list[Item] = []
-        names: list[str] = []
+        """Texts first, since they say which rows go together; then the pictures of each part, into one block."""
+        texts: list[_Text] = []
         broken: list[str] = []
-        seen = _Seen(self.processor, self.distort, self.options.seed)
-        n_cut = n_silenced = 0
         for place, draw in numbered:
             try:
-                example = fetch(self.source, draw)
-                item, is_cut, is_silenced = read_item(
-                    example, self.processor, self.options.max_text, partial(seen, place=place)
-                )
+                texts.append(read_text(fetch(self.source, draw), self.processor, self.options.max_text, place))
             except PaliGemmaError as error:
                 if not self.options.skip_broken:
                     raise
                 broken.append(str(error))
-                continue
-            items.append(item)
-            names.append(example.where)
-            n_cut, n_silenced = n_cut + is_cut, n_silenced + is_silenced
-        return StepData(tuple(arrange(items, self.options)), tuple(names), n_cut, n_silenced, tuple(broken))
+        parts: list[Batch] = []
+        kept: list[_Text] = []
+        size = self.options.part_size or max(1, len(texts))
+        # The sort is stable: equal lengths keep the order they were drawn in.
+        by_length = sorted(texts, key=lambda text: len(text.sequence))
+        for start in range(0, len(by_length), size):
+            part = by_length[start : start + size]
+            pictures = _Pictures(
+                self.processor, self.distort, self.options.seed, sum(len(t.example.images) for t in part)
+            )
+            items: list[Item] = []
+            for text in part:
+                try:
+                    items.append(Item(text.sequence, pixels=pictures(text), weight=text.example.weight))
+                    kept.append(text)
+                except PaliGemmaError as error:
+                    if not self.options.skip_broken:
+                        raise
+                    broken.append(str(error))
+            if items:
+                parts.append(arranged(items, self.options, max(len(text.sequence) for text in texts)))
+        kept.sort(key=lambda text: text.place)
+        return StepData(
+            tuple(parts),
+            tuple(text.example.where for text in kept),
+            sum(text.is_cut for text in kept),
+            sum(text.is_silenced for text in kept),
+            tuple(broken),
+        )
 
     def steps(self, first: int, last: int) -> Iterator[StepData]:
         """Steps `first` … `last` - 1 in order, read ahead by the workers.
@@ -213,55 +233,100 @@ class Loader:
             yield data
 
 
-class _Seen:
-    """Pictures of a step as pixels; one that several examples are about is read once, and encoded once."""
+@dataclass(frozen=True)
+class _Text:
+    """An example whose text is laid out, its pictures still on the disk.
 
-    def __init__(self, processor: Processor, distort: Distort | None, seed: int) -> None:
+    Attributes:
+        place: in the line, which seeds what is random about its pictures.
+        is_cut: whether the text was cut; is_silenced: whether that cost the whole suffix.
+    """
+
+    example: Example
+    sequence: Row
+    place: int
+    is_cut: bool
+    is_silenced: bool
+
+
+class _Pictures:
+    """Pictures of a part as pixels in one block; one that several examples are about is read once, and encoded once.
+
+    Distorted ones are not shared: every example draws its own distortion, whichever rank it falls to.
+    """
+
+    def __init__(self, processor: Processor, distort: Distort | None, seed: int, n: int) -> None:
         self.processor, self.distort, self.seed = processor, distort, seed
-        self.pixels: dict[tuple[Any, ...], Tensor] = {}
-        self.given: list[Any] = []  # kept, so that no other object takes the id of one that was seen
+        side = processor.config.vision.resolution
+        self.block, self.n = torch.empty(n, 3, side, side), 0
+        self.seen: dict[tuple[Any, ...], Tensor] = {}
 
-    def __call__(self, images: tuple[Any, ...], place: int) -> Tensor:
-        key = tuple(str(image) if isinstance(image, str | os.PathLike) else id(image) for image in images)
-        if key not in self.pixels:
-            self.given.append(images)
+    def __call__(self, text: _Text) -> Tensor | None:
+        """float32[n, 3, R, R] of an example's pictures; None where it has none.
+
+        Raises:
+            DataError: one cannot be read; the row's name stands in front.
+        """
+        images = text.example.images
+        if not images:
+            return None
+        key: tuple[Any, ...] = (
+            tuple(str(image) if isinstance(image, str | os.PathLike) else id(image) for image in images)
+            if self.distort is None
+            else (text.place,)
+        )
+        if key not in self.seen:
             pictures: list[Any] = list(images)
-            if self.distort is not None:
-                rng = np.random.default_rng([self.seed, place])
-                side = self.processor.config.vision.resolution
-                pictures = [self.distort(self.processor.load_image(image), side, rng) for image in images]
-            self.pixels[key] = self.processor.pixels(pictures)
-        return self.pixels[key]
+            with _naming(text.example.where):
+                if self.distort is not None:
+                    rng = np.random.default_rng([self.seed, text.place])
+                    side = self.processor.config.vision.resolution
+                    pictures = [self.distort(self.processor.load_image(image), side, rng) for image in images]
+                space = self.block[self.n : self.n + len(images)]
+                self.seen[key] = self.processor.pixels(pictures, out=space)
+            self.n += len(images)
+        return self.seen[key]
 
 
-def read_item(
-    example: Example,
-    processor: Processor,
-    max_text: int | None,
-    pixels_of: Callable[[tuple[Any, ...]], Tensor] | None = None,
-) -> tuple[Item, bool, bool]:
-    """An example as a row with its pixels; whether its text was cut, and whether that cost the whole suffix.
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Errors with the name of the row in front."""
+    try:
+        yield
+    except PaliGemmaError as error:
+        message = str(error)
+        raise DataError(message if where in message else f"{where}: {message}") from None
 
-    Args:
-        pixels_of: pictures -> float32[n, 3, R, R], in place of the processor's.
+
+def read_text(example: Example, processor: Processor, max_text: int | None, place: int = 0) -> _Text:
+    """An example's row, cut to `max_text` tokens; its pictures are not looked at.
+
+    Raises:
+        DataError: text that cannot be used, with the row's name in front.
+    """
+    if "<loc" in example.suffix:
+        _, flat = check_area(example.suffix, parse_entries(example.suffix)[0])
+        if flat:
+            raise DataError(f"{example.where}: {flat[0]}. Mend the row.", kind="turned-over box")
+    with _naming(example.where):
+        sequence = processor.sequence(len(example.images), example.prefix, example.suffix, where=example.where)
+        if example.unlearned:
+            sequence = _silence(sequence, example, processor)
+    if max_text is None or len(sequence) - sequence.n_image_tokens <= max_text:
+        return _Text(example, sequence, place, False, False)
+    sequence = fit(sequence, sequence.n_image_tokens + max_text)
+    return _Text(example, sequence, place, True, not sequence.mask_loss.any())
+
+
+def read_item(example: Example, processor: Processor, max_text: int | None) -> Item:
+    """An example as a row with its pixels.
 
     Raises:
         DataError: a picture or text that cannot be used, with the row's name in front.
     """
-    try:
-        sequence = processor.sequence(len(example.images), example.prefix, example.suffix, where=example.where)
-        if example.unlearned:
-            sequence = _silence(sequence, example, processor)
-        read = pixels_of or (lambda images: processor.pixels(list(images)))
-        pixels = read(example.images) if example.images else None
-    except PaliGemmaError as error:
-        message = str(error)
-        raise DataError(message if example.where in message else f"{example.where}: {message}") from None
-    is_cut = is_silenced = False
-    if max_text is not None and len(sequence) - sequence.n_image_tokens > max_text:
-        sequence = fit(sequence, sequence.n_image_tokens + max_text)
-        is_cut, is_silenced = True, not sequence.mask_loss.any()
-    return Item(sequence, pixels=pixels, weight=example.weight), is_cut, is_silenced
+    text = read_text(example, processor, max_text)
+    pixels = _Pictures(processor, None, 0, len(example.images))(text)
+    return Item(text.sequence, pixels=pixels, weight=example.weight)
 
 
 def _silence(sequence: Row, example: Example, processor: Processor) -> Row:
@@ -290,17 +355,11 @@ def _silence(sequence: Row, example: Example, processor: Processor) -> Row:
     return dataclasses.replace(sequence, mask_loss=mask_loss)
 
 
-def arrange(items: Sequence[Item], options: LoaderOptions) -> list[Batch]:
-    """Items of a step as parts of at most `part_size` examples, alike in length within a part."""
-    size = options.part_size or max(1, len(items))
-    # The sort is stable: equal lengths keep the order they were drawn in.
-    by_length = sorted(items, key=lambda item: len(item.sequence))
-    parts = [by_length[start : start + size] for start in range(0, len(by_length), size)]
+def arranged(items: Sequence[Item], options: LoaderOptions, longest: int) -> Batch:
+    """Items of a part, alike in length, as rows; packed ones are no longer than the longest example of the step."""
     if options.arrange == "bucket":
-        return [collate(part, multiple_of=options.multiple_of) for part in parts]
-    longest = max((len(item.sequence) for item in items), default=1)
-    # Longest first fills rows best; no row is longer than the longest example of the step needs.
-    return [pack(part[::-1], longest, multiple_of=options.multiple_of) for part in parts]
+        return collate(items, multiple_of=options.multiple_of)
+    return pack(items[::-1], longest, multiple_of=options.multiple_of)  # longest first fills rows best
 
 
 GRACE_S = 60.0  # a reader that nobody ends after SIGTERM ends itself

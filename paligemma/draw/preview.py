@@ -58,8 +58,7 @@ def see(example: Example, processor: Processor, *, max_text: int | None = None) 
     Raises:
         DataError: it cannot be read.
     """
-    whole, _, _ = read_item(example, processor, None)
-    item, _, _ = read_item(example, processor, max_text)
+    whole, item = (read_item(example, processor, limit) for limit in (None, max_text))
     pixels = () if item.pixels is None else tuple(_levels(one) for one in item.pixels.numpy())
     picture = Image.fromarray(load_image(example.images[0])) if example.images else None
     n_cut = len(whole.sequence) - len(item.sequence)

@@ -310,6 +310,19 @@ def _images(items: list[Item]) -> tuple[Tensor | None, Tensor | None, Tensor | N
             unique.append(tensor)
             n += len(tensor)
         image_of += range(first[id(tensor)], first[id(tensor)] + len(tensor))
-    joined = torch.cat(unique) if unique else None
+    joined = _joined(unique) if unique else None
     shared = torch.tensor(image_of) if len(unique) < len(given) else None
     return (None, joined, shared) if embeds else (joined, None, shared)
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    """Tensors one after another; views that lie so in one block are that stretch of it, without a copy."""
+    block = tensors[0]._base
+    if block is not None and block.is_contiguous() and all(tensor._base is block for tensor in tensors):
+        size = block.stride(0)
+        starts = [tensor.storage_offset() // size for tensor in tensors]
+        ends = [start + len(tensor) for start, tensor in zip(starts, tensors, strict=True)]
+        fits = all(tensor.stride() == block.stride() for tensor in tensors)
+        if fits and block.storage_offset() == 0 and starts[1:] == ends[:-1]:
+            return block[starts[0] : ends[-1]]
+    return torch.cat(tensors)

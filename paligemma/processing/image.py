@@ -86,13 +86,14 @@ def open_rgb(
         return _from_pil(picture, name, alpha, turn, max_pixels, draft)
 
 
-def to_pixels(image: Picture | Image.Image, resolution: int, how: Resize) -> Tensor:
+def to_pixels(image: Picture | Image.Image, resolution: int, how: Resize, *, out: Tensor | None = None) -> Tensor:
     """What the image tower sees of a picture.
 
     Args:
         image: uint8[H, W, 3], or what `open_rgb` gives.
         resolution: side R in pixels; the picture is stretched to a square.
         how: see `resize`.
+        out: float32[3, R, R] on the CPU to write into.
 
     Returns:
         float32[3, R, R]; level 0 is -1, level 255 is 1.
@@ -103,13 +104,13 @@ def to_pixels(image: Picture | Image.Image, resolution: int, how: Resize) -> Ten
         planes = [np.asarray(plane) for plane in sized.split()]
     else:
         planes = list(resize(np.asarray(image), resolution, how).transpose(2, 0, 1))
-    levels = np.empty((len(planes), resolution, resolution), np.float32)
+    levels = np.empty((len(planes), resolution, resolution), np.float32) if out is None else out.numpy()
     # Level 0..255 to -1..1. The references write (x / 255 - 0.5) / 0.5 and x / 255 * 2 - 1; doubling is exact, so both
     # round like this, in two passes over memory, which is what costs time.
-    for plane, out in zip(planes, levels, strict=True):
-        np.divide(plane, np.float32(127.5), out=out, dtype=np.float32)
-        np.subtract(out, np.float32(1), out=out)
-    return torch.from_numpy(levels)
+    for plane, place in zip(planes, levels, strict=True):
+        np.divide(plane, np.float32(127.5), out=place, dtype=np.float32)
+        np.subtract(place, np.float32(1), out=place)
+    return torch.from_numpy(levels) if out is None else out
 
 
 def video_pixels(frames: Sequence[Picture], resolution: int, n_frames: int) -> Tensor:

@@ -155,20 +155,17 @@ class Processor:
             eos=None if suffix is None or suffix_open else tokens.eos,
         )
 
-    def pixels(self, pictures: List[Any]) -> Tensor:
-        """Pictures as float32[n, 3, R, R] in [-1, 1]."""
+    def pixels(self, pictures: List[Any], *, out: Tensor | None = None) -> Tensor:
+        """Pictures as float32[n, 3, R, R] in [-1, 1]; `out` of that shape is written into and returned."""
         rules, side = self.config.processing, self.config.vision.resolution
-        loaded = [
-            open_rgb(
+        made = torch.empty(len(pictures), 3, side, side) if out is None else out
+        for picture, place in zip(pictures, made, strict=True):
+            loaded = open_rgb(
                 picture, alpha=rules.alpha, exif_orientation=rules.exif_orientation, max_pixels=self.max_pixels,
                 draft=side if self.draft else None,
-            )
-            for picture in pictures
-        ]  # fmt: skip
-        if not loaded:
-            return torch.zeros(0, 3, side, side)
-        made = [to_pixels(picture, side, rules.resize) for picture in loaded]
-        return made[0][None] if len(made) == 1 else torch.stack(made)  # one is not copied
+            )  # fmt: skip
+            to_pixels(loaded, side, rules.resize, out=place)
+        return made
 
     def load_image(self, picture: Any) -> Picture:
         """One picture as uint8[H, W, 3], with the alpha and orientation rules of this model."""

@@ -1,5 +1,6 @@
 """Studies whose arms are stages 1 that differ in one thing: run all of them with every seed, and write the page."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -108,6 +109,12 @@ def write(args: Any, name: str, study: Study, results: Results, script: str) -> 
         values, study.against or dict.fromkeys(others, first), study.reported, MEASURES[study.measure], SOURCE,
         digits=3 if is_score else 1,
     )  # fmt: skip
+    mean, half = pages.interval([run["score"] for run in runs[first]])
+    doubt = (
+        ""
+        if mean - (0.0 if math.isnan(half) else half) > floor
+        else f"*{first}* is not above the commonest answer: no arm shows anything here.\n\n"
+    )
     pages.page(
         args.out,
         name,
@@ -119,7 +126,7 @@ picture, less is better; *loss*: cross-entropy of an answer's tokens. Mean ± ha
 
 ![The runs of every arm]({name}.png)
 
-{compared}
+{doubt}{compared}
 
 {study.remark or REMARK}
 That the intervals at {n_seeds} seeds hold 0 does not show that two arms are equal; several comparisons are not

@@ -27,12 +27,11 @@ from paligemma.api import PaliGemma
 from paligemma.checkpoints import assemble, write
 from paligemma.checkpoints.rules import TABLE
 from paligemma.config import PaliGemmaConfig
-from paligemma.data.example import Example
-from paligemma.data.loader import Loader, LoaderOptions, read_item
+from paligemma.data.loader import Loader, LoaderOptions
 from paligemma.models.mask_vae import MaskVae
 from paligemma.models.paligemma import PaliGemmaModel
 from paligemma.presets import STUDY
-from paligemma.processing.batch import Batch, collate
+from paligemma.processing.batch import Batch
 from paligemma.recipes.tiny.loop import LessonOptions
 from paligemma.recipes.tiny.patches import place_rows
 from paligemma.recipes.tiny.vision import PairOptions, train_vision
@@ -207,16 +206,16 @@ class Exam:
 def exam_of(pool: Pool, pg: PaliGemma) -> Exam:
     """All questions of a pool for models of one resolution."""
     rows = [
-        (kind, Example((pixels,), prefix, suffix))
+        (pixels, kind, prefix, suffix)
         for pixels, asked in zip(pool.pixels, pool.rows, strict=True)
         for kind, prefix, suffix in asked
     ]
-    rows.sort(key=lambda row: (row[0], len(row[1].suffix)))  # rows of one batch are alike in length
+    rows.sort(key=lambda row: (row[1], len(row[3])))  # rows of one batch are alike in length
     made = []
     for start in range(0, len(rows), 50):
-        part = rows[start : start + 50]
-        items = [read_item(example, pg.processor, None)[0] for _, example in part]
-        made.append((tuple(kind for kind, _ in part), collate(items, padding_side="right")))
+        images, kinds, prefixes, suffixes = zip(*rows[start : start + 50], strict=True)
+        batch = pg.processor([[image] for image in images], list(prefixes), list(suffixes), padding_side="right")
+        made.append((kinds, batch))
     return Exam(tuple(made))
 
 

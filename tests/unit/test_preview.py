@@ -23,7 +23,7 @@ def test_pieces_spell_the_row_and_say_what_is_learned():
     words = processor()
     example = Example((PICTURE,), "detect red star", f"{BOX} red star ; {BOX} noise", unlearned=((48, 84),))
     sight = see(example, words)
-    item, _, _ = read_item(example, words, None)
+    item = read_item(example, words, None)
     text = item.sequence.tokens[~item.sequence.mask_image].tolist()
     assert [piece for piece, _ in sight.pieces] == [words.tokenizer.piece(token) for token in text]
     parts = [part for _, part in sight.pieces]

@@ -90,7 +90,7 @@ def test_a_study_runs_to_its_page_and_goes_on_where_it_stopped(
     assert json.loads((work / "out" / f"{name}.json").read_text()) == before
     assert (work / "out" / f"{name}.md").read_text() == page
     if name == "repeatability":
-        assert page.count("the same weights, bit by bit") == 2
+        assert " ".join(page.split()).count("the same weights, bit by bit") == 2
 
 
 def test_runs_of_other_sizes_are_not_mixed(scripts: Any, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_masks_hide_what_they_say(scripts: Any, work: Path, untaught: Any) -> No
     def differs(form: str, a: tuple[np.ndarray, str], b: tuple[np.ndarray, str]) -> list[bool]:
         return (hidden(form, *a) - hidden(form, *b)).abs().amax(dim=-1).gt(1e-5).tolist()
 
-    prompts = ("ocr cat", "ocr dog")
+    prompts = ("ocr <loc0000>", "ocr <loc0500>")
     whole, text, everywhere = (differs(f, (image, prompts[0]), (image, prompts[1])) for f in small.FORMS)
     assert all(whole)  # a later word of the prompt is seen by picture and prompt alike
     assert not any(text[: n + 1])
