@@ -99,16 +99,17 @@ def _setup(
     import torch
 
     from paligemma.recipes.memory import setup_of
-    from paligemma.recipes.rows import measure, splits
+    from paligemma.recipes.rows import measure
     from paligemma.train.plan import choose_method, plan
 
     place, n_examples, lengths = torch.device(device.kind), args.examples, None
     if recipe.data:
         from paligemma.api.loading import find, find_tokenizer
         from paligemma.processing.processor import Processor
-        from paligemma.recipes.start import data_options
+        from paligemma.recipes.start import open_base
+        from paligemma.recipes.transfer import rows_of
 
-        train, _, _ = splits(recipe.data, recipe.valid_share, **data_options(recipe, find(recipe.model)))
+        train, _, _ = rows_of(recipe, open_base(recipe))
         n_examples = n_examples or len(train)
         processor = Processor(config, find_tokenizer(find(recipe.model), None, config))
         lengths = measure(train, processor, recipe.loader.max_text, skip_broken=recipe.loader.skip_broken)

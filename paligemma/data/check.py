@@ -8,16 +8,19 @@ Errors stop a training run or teach it something wrong; warnings are worth a loo
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from paligemma.data.builders import Built, Turn
 from paligemma.data.duplicates import Twins, near_twins
 from paligemma.data.example import Example
 from paligemma.data.labels import likely_typos
+from paligemma.data.mixture import Mixture
 from paligemma.data.record import Instance, Record
+from paligemma.data.subset import problems_of
 from paligemma.errors import DataError, PaliGemmaError
 from paligemma.processing.image import load_image
 from paligemma.tasks.grammar import check_area, parse_entries, stray_tokens
@@ -31,6 +34,7 @@ KINDS: dict[str, tuple[str, str]] = {  # kind -> "error" or "warning", what it m
     "missing picture": ("error", "a row names a file that is not there"),
     "path outside": ("error", "a row names a file outside of its folder"),
     "broken picture": ("error", "a picture that cannot be decoded, or has no pixels"),
+    "another shape": ("error", "a picture whose sides are not as the annotations say: turned by EXIF, or replaced"),
     "no frames": ("error", "a video without a frame that can be decoded"),
     "cut archive": ("error", "a tar that ends in the middle"),
     "bad mask": ("error", "a run-length encoding of another size than the picture, or a polygon that is none"),
@@ -49,6 +53,7 @@ KINDS: dict[str, tuple[str, str]] = {  # kind -> "error" or "warning", what it m
     "label only held out": ("warning", "a label that train never shows"),
     "file": ("warning", "something about a whole file"),
 }
+SHAPE = 0.03  # logarithm of how much two ratios of sides may differ: rounding of a small picture
 _MAY_BE_EMPTY = ("detect", "segment", "ocr")  # prompts that nothing is an answer to
 
 
@@ -133,9 +138,9 @@ def check(
     """
     findings = Findings()
     twins = Twins()
-    for split, source in splits.items():
+    for split, source in _apart(splits):
         look = _Look(findings, split, length, max_text, twins if decode else None)
-        for problem in getattr(source, "problems", ()):
+        for problem in problems_of(source):
             look.note(_kind_of_file(problem), problem)
         for index in range(len(source)):
             look.row(source, index)
@@ -146,6 +151,15 @@ def check(
     _compare_pictures(findings, twins)
     _compare_labels(findings)
     return findings
+
+
+def _apart(splits: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Splits with the sources of a mixture one by one: every row of theirs once, whatever their weights."""
+    for split, source in splits.items():
+        if isinstance(source, Mixture):
+            yield from _apart({f"{split}: {name}": part.source for name, part in source.parts.items()})
+        else:
+            yield split, source
 
 
 class _Look:
@@ -166,6 +180,9 @@ class _Look:
 
     def row(self, source: Any, index: int) -> None:
         try:
+            if isinstance(source, Built):  # the record itself, not what stands in for one that has nothing to ask
+                self._built(source, index)
+                source = source.records
             row = source[index]
         except PaliGemmaError as error:
             self.note(_kind_of(error), str(error))
@@ -177,9 +194,28 @@ class _Look:
                 self.note("duplicate id", f"{row.where}: id {identity} is also that of {self.ids[identity]}")
             self.ids.setdefault(identity, row.where)
         if isinstance(row, Record):
+            if row.size_hw is not None and size is not None:
+                (h, w), (height, width) = row.size_hw, size
+                if abs(np.log(h / w * width / height)) > SHAPE:
+                    turned = ", turned by EXIF" if (h, w) == (width, height) else ""
+                    told = f"{row.where}: annotated as {w}×{h}, the picture is {width}×{height}{turned}"
+                    self.note("another shape", told)
             self._record(row, row.size_hw or size)
         else:
             self._example(row)
+
+    def _built(self, source: Built, index: int) -> None:
+        """The prompt and answer made of a record, where there is one."""
+        rng = np.random.default_rng([source.seed, 0, index])
+        try:
+            example = source.builder.build(source.records[index], rng, source.labels, turn=Turn(seed=source.seed))
+        except PaliGemmaError:
+            return  # what is wrong is told of the record
+        if example is not None:
+            counted = Counter(self.labels)
+            self._example(example)
+            self.labels.clear()
+            self.labels.update(counted)  # its things are counted with the record
 
     def _pictures(self, row: Record | Example) -> tuple[int, int] | None:
         """Height and width of the first picture, None where it cannot be read."""
@@ -238,7 +274,8 @@ class _Look:
         entries, problems = parse_entries(example.suffix)
         if entries:
             for entry in entries:
-                self.labels[entry.label] += 1
+                if task != "ocr":  # there they are words of the picture
+                    self.labels[entry.label] += 1
             _, flat = check_area(example.suffix, entries)
             for problem in flat:
                 self.note("turned-over box", f"{example.where}: {problem}")
@@ -266,7 +303,8 @@ _PHRASES = (  # what errors of sources say -> their kind, where they do not name
     ("cut off", "cut archive"),
     (r"lies? outside", "path outside"),
     ("no such file|is not in ", "missing picture"),
-    ("run-length|run lengths|polygon", "bad mask"),
+    ("run-length|run lengths|polygon|a mask of size", "bad mask"),
+    ("no frame|not one frame", "no frames"),
 )
 
 

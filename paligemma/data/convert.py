@@ -277,6 +277,7 @@ def read_records(source: Any, read: Read | None = None, report: _Report | None =
             if size is None:
                 break
             record = _read(example, size, read, report)
+            report.left_out["weights"] += example.weight != 1
             if record is not None:
                 found = record if found is None else _joined(found, record)
         if found is None and size is not None:  # the picture stays, as one that nothing is known about

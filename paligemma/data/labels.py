@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+LONGEST = 40  # letters of a label that is compared; longer ones are sentences
 RATIO = 5  # how much more frequent the right spelling must be
 
 
@@ -23,13 +24,20 @@ def likely_typos(counts: Mapping[str, int]) -> list[tuple[str, str]]:
             found.append((label, by_plain[plain]))
         by_plain.setdefault(plain, label)
     told = {rare for rare, _ in found}
-    for i, frequent in enumerate(labels):
-        for rare in labels[i + 1 :]:
-            if rare in told or counts[frequent] < RATIO * counts[rare] or abs(len(rare) - len(frequent)) > 1:
-                continue
-            if max(len(rare), len(frequent)) >= 5 and one_edit(rare.lower(), frequent.lower()):
+    # Texts that differ by one edit share what is left of them when a letter is taken out.
+    by_shortened: dict[str, list[str]] = {}
+    for rare in labels:  # the frequent ones come first
+        lower = rare.lower()
+        variants = {lower, *(lower[:i] + lower[i + 1 :] for i in range(len(lower)))} if len(lower) <= LONGEST else set()
+        near = {label for variant in variants for label in by_shortened.get(variant, ())}
+        for frequent in sorted(near, key=lambda label: -counts[label]):
+            is_rare = counts[frequent] >= RATIO * counts[rare] and max(len(rare), len(frequent)) >= 5
+            if rare not in told and is_rare and one_edit(lower, frequent.lower()):
                 found.append((rare, frequent))
                 told.add(rare)
+                break
+        for variant in variants:
+            by_shortened.setdefault(variant, []).append(rare)
     return found
 
 

@@ -60,15 +60,14 @@ def read_mixture(path: str | Path, open_source: Open, *, seed: int = 0, shuffle:
     for name, given in tree["sources"].items():
         options = _options(given, f"{path}: source '{name}'")
         own = {key: options.pop(key) for key in _OWN if key in options}
-        data = Path(options.pop("data"))
-        splits = open_source(data=str(data if data.is_absolute() else path.parent / data), **options)
+        splits = open_source(data=_place(path.parent, options.pop("data"), options), **options)
         if "train" not in splits:
             raise DataError(f"{path}: source '{name}' has no train split: expected one beside {', '.join(splits)}.")
         parts[str(name)] = Part(source=splits.pop("train"), **own)
         for split, rows in splits.items():
             others.setdefault(split, []).append(rows)
     rules = {key: tree[key] for key in ("temperature", "exhaustion") if key in tree}
-    mixture = Mixture(parts, seed=int(tree.get("seed", seed)), shuffle=shuffle, **rules)
+    mixture = Mixture(parts, seed=tree.get("seed", seed), shuffle=shuffle, **rules)
     return {"train": mixture, **{split: Chain(rows) for split, rows in others.items()}}
 
 
@@ -85,6 +84,14 @@ class Chain:
     def __getitem__(self, index: int) -> Any:
         at = next(i for i, end in enumerate(self.ends) if index < end)
         return self.sources[at][index - (self.ends[at - 1] if at else 0)]
+
+
+def _place(folder: Path, data: str, options: Mapping[str, Any]) -> str:
+    """Where a source lies: an address as it is, a path from the folder of the mixture, a name on the hub as it is."""
+    if "://" in data or Path(data).is_absolute():
+        return data
+    here = folder / data
+    return data if options.get("format") == "hf" and not here.exists() else str(here)
 
 
 def _options(given: Any, where: str) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Mixture:
         temperature: weights are raised to 1 / temperature: 1 keeps them, larger values even them out.
         exhaustion: what happens when a part has been seen once.
         seed: of all orders.
-        shuffle: False keeps the rows of every source in their order.
+        shuffle: False keeps the rows of every source in their order; a limit takes its first rows.
 
     Raises:
         OptionError: no part, a weight that is no share, an unknown rule. DataError: an empty source.
@@ -101,17 +101,20 @@ class Mixture:
         if exhaustion not in get_args(Exhaustion):
             hint = nearest(str(exhaustion), get_args(Exhaustion))
             raise OptionError(f"exhaustion={exhaustion!r}: expected one of {', '.join(get_args(Exhaustion))}.{hint}")
-        if not temperature > 0:
-            raise OptionError(f"temperature={temperature}: expected more than 0.")
+        if not (_is_number(temperature) and temperature >= 0.01):
+            raise OptionError(f"temperature={temperature!r}: expected a number of 0.01 or more; 1 keeps the weights.")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise OptionError(f"seed={seed!r}: expected a whole number of 0 or more.")
         self.names, self.parts, self.seed = tuple(parts), dict(parts), seed
-        self.exhaustion, self.temperature = exhaustion, temperature
+        self.exhaustion, self.temperature, self.shuffle = exhaustion, temperature, shuffle
         self.sizes = tuple(_size(name, part) for name, part in parts.items())
         self.shares = shares([part.weight for part in parts.values()], self.sizes, temperature, names=self.names)
         self._lines = tuple(
             Line(n, (seed, i) if shuffle else None) for i, n in enumerate(self.sizes)
         )  # every part has orders of its own
         self._chosen = tuple(
-            _choice(part, n, (seed, i, 1)) for i, (part, n) in enumerate(zip(parts.values(), self.sizes, strict=True))
+            _choice(part, n, (seed, i, 1)) if shuffle else None
+            for i, (part, n) in enumerate(zip(parts.values(), self.sizes, strict=True))
         )
         self._phases = phases(self.shares, self.sizes, exhaustion)
         self._starts = [phase.first for phase in self._phases]
@@ -138,6 +141,15 @@ class Mixture:
         draw = self._lines[part].at(count)
         chosen = self._chosen[part]
         return Place(self.names[part], draw if chosen is None else Draw(chosen.at(draw.row).row, draw.epoch))
+
+    @property
+    def identity(self) -> str:
+        """Everything that decides which row stands where: two mixtures of one identity are one line."""
+        parts = ", ".join(
+            f"{name} {quota} of {n:,}"
+            for name, quota, n in zip(self.names, quotas(self.shares), self.sizes, strict=True)
+        )
+        return f"{parts}; {self.exhaustion}; seed {self.seed}; {'shuffled' if self.shuffle else 'in order'}"
 
     def __getitem__(self, position: int) -> Example:
         place = self.at(position)
@@ -243,11 +255,20 @@ def phases(given: Sequence[float], sizes: Sequence[int], exhaustion: Exhaustion)
 
 def _size(name: str, part: Part) -> int:
     n = len(part.source)
-    if part.limit is not None and part.limit < 1:
-        raise OptionError(f"the limit of {name} is {part.limit}: expected at least 1, or None.")
+    if getattr(part.source, "is_sequential", False) or getattr(part.source, "is_ordered", False):
+        kind = "a mixture" if getattr(part.source, "is_ordered", False) else "a stream"
+        raise OptionError(f"{name} is {kind}: expected a source whose rows can be had by number. Download it first.")
+    if part.limit is not None and (isinstance(part.limit, bool) or not isinstance(part.limit, int) or part.limit < 1):
+        raise OptionError(f"the limit of {name} is {part.limit!r}: expected a whole number of at least 1, or None.")
+    if part.weight is not None and not _is_number(part.weight):
+        raise OptionError(f"the weight of {name} is {part.weight!r}: expected a number of 0 or more.")
     if not n:
         raise DataError(f"{name}: no rows: expected a source with at least one. Leave it out of the mixture.")
     return n if part.limit is None else min(n, part.limit)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def _choice(part: Part, n: int, seed: tuple[int, ...]) -> Line | None:

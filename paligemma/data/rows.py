@@ -6,18 +6,22 @@ open_rows("mixture.yaml")                     several of them (mixing.py)
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+
+import numpy as np
 
 from paligemma.data.augment import Augmented, AugmentOptions, augment
 from paligemma.data.builders import BUILDERS, Builder, Built, OneOf, builder_of
 from paligemma.data.mixing import is_mixture, read_mixture
 from paligemma.data.sources.open import open_data
-from paligemma.errors import DataError, OptionError
+from paligemma.data.subset import Subset, held_out
+from paligemma.errors import DataError, OptionError, PaliGemmaError
 from paligemma.processing.image import load_image
 from paligemma.tasks.base import MaskDecoder, MaskEncoder
+from paligemma.tasks.grammar import N_SEG
 
 
 def open_rows(
@@ -28,10 +32,16 @@ def open_rows(
     augmentation: AugmentOptions | None = None,
     mask_encoder: MaskEncoder | None = None,
     mask_decoder: MaskDecoder | None = None,
+    load: Callable[..., Any] = load_image,
+    text_length: Callable[[str], int] | None = None,
+    valid_share: float = 0.0,
     seed: int = 0,
     **options: Any,
 ) -> dict[str, Any]:
     """The splits of a data set, as sources of examples.
+
+    Every training row comes up in every epoch: one that a builder has nothing to ask about gives its place to the next
+    that it has. Of other splits such rows are left out.
 
     Args:
         data: folder, file or pattern of any format, or the YAML file of a mixture.
@@ -40,6 +50,9 @@ def open_rows(
         augmentation: of the train split; None or all zeros changes nothing.
         mask_encoder: 64 x 64 maps -> codes, for tasks with masks; mask_decoder: the way back, to move masks that are
             already codes.
+        load: opens the pictures that are augmented, as the model's processor does.
+        text_length: tokens of a text, for builders that drop words until a text fits.
+        valid_share: of the training pictures kept apart as the split "held", where there is no valid or test split.
         seed: of everything random in builders and augmentation.
         options: those of `open_data`: format, allow_outside, images, columns, …
 
@@ -48,12 +61,16 @@ def open_rows(
     """
     asked: dict[str, Any] = {
         "task": task, "task_fields": task_fields, "augmentation": augmentation, "mask_encoder": mask_encoder,
-        "mask_decoder": mask_decoder, "seed": seed,
+        "mask_decoder": mask_decoder, "load": load, "text_length": text_length, "seed": seed,
     }  # fmt: skip
     if is_mixture(data):
         given = {**options, **asked}
         return read_mixture(data, lambda **own: open_rows(**{**given, **own}), seed=seed)
     found = open_data(data, **options)
+    if valid_share and "train" in found and not {"valid", "test"} & set(found):
+        train, held, _ = held_out(found["train"], valid_share)
+        if len(held):
+            found = {"train": train, "held": held}
     return {split: _prompted(source, split == "train", str(data), **asked) for split, source in found.items()}
 
 
@@ -72,6 +89,8 @@ def _prompted(
     augmentation: AugmentOptions | None,
     mask_encoder: MaskEncoder | None,
     mask_decoder: MaskDecoder | None,
+    load: Callable[..., Any],
+    text_length: Callable[[str], int] | None,
     seed: int,
 ) -> Any:
     wanted = augmentation if is_train and augmentation is not None and augmentation.is_on else None
@@ -80,18 +99,41 @@ def _prompted(
             raise OptionError(f"{name} holds prompts already: expected no task. Leave --task {task} out.")
         if wanted is None:
             return source
-        return Augmented(source, wanted, seed=seed, mask_encoder=mask_encoder, mask_decoder=mask_decoder)
+        return Augmented(source, wanted, seed=seed, load=load, mask_encoder=mask_encoder, mask_decoder=mask_decoder)
     if task is None:
         raise DataError(
             f"{name} holds annotations and no prompts: expected a task, one of {', '.join(BUILDERS)}. For boxes: "
             "--task detect."
         )
-    builder = builders_of(task, dict(task_fields), mask_encoder)
-    change = None if wanted is None else partial(augment, options=wanted, load=load_image)
-    return Built(source, builder, seed=seed, augment=change, skip_empty=True)
+    builder = builders_of(task, dict(task_fields), mask_encoder, text_length)
+    change = None if wanted is None else partial(augment, options=wanted, load=load)
+    if not is_train:
+        source = Subset(source, _askable(source, builders_of(task, dict(task_fields), _no_codes, text_length), seed))
+    return Built(source, builder, seed=seed, augment=change, skip_empty=is_train)
 
 
-def builders_of(task: str, fields: Mapping[str, Any], mask_encoder: MaskEncoder | None = None) -> Builder | OneOf:
+def _askable(source: Any, builder: Any, seed: int) -> Iterator[int]:
+    """Rows that a builder has something to ask about; one that cannot be read stays, so that it is told of."""
+    built = Built(source, builder, seed=seed)
+    for index in range(len(source)):
+        try:
+            if built.applies(index):
+                yield index
+        except PaliGemmaError:
+            yield index
+
+
+def _no_codes(crops: Any) -> Any:
+    """Codes for the question whether there is something to encode at all."""
+    return np.zeros((len(crops), N_SEG), np.int64)
+
+
+def builders_of(
+    task: str,
+    fields: Mapping[str, Any],
+    mask_encoder: MaskEncoder | None = None,
+    text_length: Callable[[str], int] | None = None,
+) -> Builder | OneOf:
     """The builder of a task, or one that draws from several, joined by commas; fields are those of each that has them.
 
     Raises:
@@ -107,5 +149,7 @@ def builders_of(task: str, fields: Mapping[str, Any], mask_encoder: MaskEncoder 
         own = {name: value for name, value in fields.items() if name in known[word]}
         if mask_encoder is not None and "mask_encoder" in known[word]:
             own.setdefault("mask_encoder", mask_encoder)
+        if text_length is not None and "length" in known[word]:
+            own.setdefault("length", text_length)
         made.append(builder_of(word, **own))
     return made[0] if len(made) == 1 else OneOf(tuple(made))

@@ -8,11 +8,14 @@ ocr                  word accuracy, exact match
 anything else        exact match, similarity (1 - edit distance / longer length)
 """
 
+import hashlib
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 from tqdm import tqdm
 
 from paligemma.data.example import Example
@@ -76,12 +79,14 @@ class FolderReport:
         n_rows: kind -> rows.
         predictions: in the order of the rows.
         broken: what was wrong with rows that were left out.
+        metas: what else the rows held, in the order of the predictions.
     """
 
     scores: dict[str, dict[str, float]]
     n_rows: dict[str, int]
     predictions: tuple[Prediction, ...] = field(repr=False)
     broken: tuple[str, ...] = ()
+    metas: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
 
     @property
     def headline(self) -> float:
@@ -150,6 +155,7 @@ def evaluate_folder(
     found: list[Prediction] = []
     groups: dict[str, _Group] = {}
     broken: list[str] = []
+    metas: list[Mapping[str, Any]] = []
     with tqdm(total=n, desc="eval", unit=" rows", disable=not progress, delay=2) as bar:
         for start in range(0, n, batch_size):
             chunk = []
@@ -177,12 +183,14 @@ def evaluate_folder(
                 for (example, handle), answer in zip(mine, answers, strict=True):
                     group.add(example, handle, answer, model)
                     found.append(Prediction(example.where, kind, example.prefix, example.suffix, answer.text))
+                    metas.append(example.meta)
             bar.update(min(start + batch_size, n) - start)
     return FolderReport(
         {kind: group.scores() for kind, group in groups.items()},
         {kind: group.n for kind, group in groups.items()},
         tuple(found),
         tuple(broken),
+        tuple(metas),
     )
 
 
@@ -205,10 +213,7 @@ class _Group:
     def add(self, example: Example, handle: Any, answer: Generation, model: Model) -> None:
         self.n += 1
         if self.kind == "caption":
-            key = (
-                tuple(str(image) if not hasattr(image, "size") else id(image) for image in example.images),
-                example.prefix,
-            )
+            key = (tuple(_named(image) for image in example.images), example.prefix)
             if key in self._captions:
                 self.true[self._captions[key]].append(example.suffix)
                 return
@@ -228,6 +233,14 @@ class _Group:
 
     def scores(self) -> dict[str, float]:
         return _SCORES.get(self.kind, _raw_scores)(self.said, self.true)
+
+
+def _named(image: Any) -> str:
+    """What tells one picture from another: its path, or its content."""
+    if isinstance(image, str | os.PathLike):
+        return str(image)
+    data = image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def _caption_scores(said: Sequence[str], true: Sequence[Sequence[str]]) -> dict[str, float]:

@@ -59,7 +59,7 @@ def finish(
         pg = load(model or recipe.model, device=where, adapter=None if model else adapter, **choices)
     report = answers_of(pg, held_out, recipe, progress) if len(held_out) else None
     if report is not None:
-        published = transfer_scores(recipe, pg, held_out, report)
+        published = transfer_scores(recipe, pg, report)
         write_scores(report, folder, published)
         say(report.table())
         for metric, value in published.items():
@@ -124,18 +124,13 @@ def answers_of(pg: PaliGemma, rows: Rows, recipe: "TransferRecipe", progress: bo
     return report
 
 
-def transfer_scores(recipe: "TransferRecipe", pg: PaliGemma, rows: Rows, report: FolderReport) -> dict[str, float]:
+def transfer_scores(recipe: "TransferRecipe", pg: PaliGemma, report: FolderReport) -> dict[str, float]:
     """Scores by the metrics of a published transfer, all true answers of a row counted; {} for any other recipe."""
     if recipe.form is None:
         return {}
-    answers = {prediction.where: prediction.answer for prediction in report.predictions}
-    seen = [rows[i] for i in range(min(recipe.eval_rows, len(rows)))] if answers else []
-    known = [example for example in seen if example.where in answers]
     decoder = None if pg.mask_vae is None else pg.mask_vae.decode_array
-    found: dict[str, float] = transfers().score(
-        recipe.form, [answers[example.where] for example in known], [example.meta for example in known],
-        mask_decoder=decoder,
-    )  # fmt: skip
+    answers = [prediction.answer for prediction in report.predictions]
+    found: dict[str, float] = transfers().score(recipe.form, answers, report.metas, mask_decoder=decoder)
     return found
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from paligemma.data.example import Example
-from paligemma.data.mixture import fetch
+from paligemma.data.mixture import Mixture, fetch
 from paligemma.data.order import Draw
 from paligemma.data.rows import open_rows
+from paligemma.data.subset import Subset, problems_of
 from paligemma.errors import DataError, OptionError, PaliGemmaError, nearest
 from paligemma.evals.folder import KINDS, RAW, kind_of
 from paligemma.processing.processor import Processor
@@ -23,22 +24,6 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Example: ...
-
-
-class Subset:
-    """Some rows of a source."""
-
-    def __init__(self, source: Rows, rows: Sequence[int]) -> None:
-        self.source, self.rows = source, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int, /) -> Example:
-        return self.varied(index, 0)
-
-    def varied(self, index: int, epoch: int) -> Example:
-        return fetch(self.source, Draw(self.rows[index], epoch))
 
 
 class Weighted:
@@ -104,33 +89,40 @@ class Lengths:
         )
 
 
-def splits(data: str | Path, valid_share: float, **options: Any) -> tuple[Rows, Rows, str]:
+def splits(
+    data: str | Path, valid_share: float, *, skip_broken: bool = False, **options: Any
+) -> tuple[Rows, Rows, str]:
     """What is learned, what is held out, and where that comes from.
 
-    Without a valid or test split, every n-th row of the training file is held out, whatever its order; of a mixture or
-    a stream nothing is.
+    Without a valid or test split, every n-th picture of the training split is held out with all its rows, whatever
+    their order; of a mixture or a stream nothing is.
 
     Args:
+        skip_broken: pass over what is wrong with whole files, such as a tar that is cut.
         options: those of `open_rows`.
 
     Raises:
-        DataError: no examples there; OptionError: no train split.
+        DataError: no examples there, or something is wrong with a file. OptionError: no train split.
     """
-    found = open_rows(data, **options)
+    found = open_rows(data, valid_share=valid_share, **options)
     if "train" not in found:
         raise OptionError(f"{data}: no train split: expected one beside {', '.join(found)}.")
+    told = [f"{split}: {problem}" for split, source in found.items() for problem in problems_of(source)]
+    if told and not skip_broken:
+        more = f" ({len(told) - 1} more)" if len(told) > 1 else ""
+        raise DataError(f"{told[0]}{more} To go on without: --set loader.skip_broken=true.")
     train = found["train"]
-    for split in ("valid", "test"):
+    for split in ("valid", "test", "held"):
         if split in found:
-            return train, found[split], f"the {split} split"
-    is_line = getattr(train, "is_ordered", False) or getattr(train, "is_sequential", False)
-    n_held = 0 if is_line else round(len(train) * valid_share)
-    if not n_held:
-        return train, Subset(train, ()), "nothing"  # a train source goes on unchanged: it may be a line or a stream
-    every = len(train) / n_held
-    held = {int(every * i + every / 2) for i in range(n_held)}
-    rest = [i for i in range(len(train)) if i not in held]
-    return Subset(train, rest), Subset(train, sorted(held)), f"every {every:.0f}th row of train"
+            n = f"every {round((len(train) + len(found[split])) / max(1, len(found[split])))}th row of train"
+            return train, found[split], n if split == "held" else f"the {split} split"
+    return train, Subset(train, ()), "nothing"
+
+
+def order_of(rows: Any) -> str | None:
+    """What decides the order of a mixture's examples; None for a single source, whose rows and seed say it all."""
+    inner = getattr(rows, "source", rows)
+    return inner.identity if isinstance(inner, Mixture) else None
 
 
 def measure(
@@ -143,15 +135,17 @@ def measure(
             cannot be used, unless `skip_broken`.
     """
     lengths, targets, images, n_silenced = [], [], [], 0
+    first: PaliGemmaError | None = None
     n = min(len(rows), limit) if getattr(rows, "is_sequential", False) else len(rows)
     step = max(1, n // limit)
     for index in range(0, n, step):
         try:
             example = rows[index]
             sequence = processor.sequence(len(example.images), example.prefix, example.suffix, where=example.where)
-        except PaliGemmaError:
+        except PaliGemmaError as error:
             if not skip_broken:
                 raise
+            first = first or error
             continue
         text = len(sequence) - sequence.n_image_tokens
         first_target = int(sequence.mask_loss.argmax()) - sequence.n_image_tokens
@@ -159,6 +153,8 @@ def measure(
         lengths.append(text)
         targets.append(int(sequence.mask_loss.sum()))
         images.append(len(example.images))
+    if first is not None and not lengths:
+        raise DataError(f"none of the rows looked at can be used; the first: {first}")
     if lengths and n_silenced == len(lengths):
         raise DataError(
             f"max_text={max_text} cuts the whole suffix of all {len(lengths)} rows looked at: expected room for prefix "

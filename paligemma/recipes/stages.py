@@ -40,6 +40,7 @@ class Stage:
         lr: learning rate by size; a size that is not listed takes that of "3b".
         timescale: updates over which the reciprocal square root falls to 0.7.
         warmup: examples over which everything ramps up; image_ramp: over which the image tower does.
+        warmup_before, image_ramp_before: of the first stage; its curves count from there.
         attn_logits_softcap, final_logits_softcap: of generation 2; None is off. Generation 1 has neither.
         robust: the distortions of pictures, their slight crop included; None for none.
     """
@@ -55,6 +56,8 @@ class Stage:
     timescale: float = 10_000.0
     warmup: int = 0
     image_ramp: int = 0
+    warmup_before: int = 0
+    image_ramp_before: int = 0
     attn_logits_softcap: float | None = 50.0
     final_logits_softcap: float | None = 30.0
     robust: RobustOptions | None = dataclasses.field(default_factory=RobustOptions)
@@ -71,9 +74,11 @@ STAGES: dict[str, Stage] = {
     ),
     "stage2_448": Stage(
         resolution=448, examples=50_000_000, seen_before=1_000_000_000, text_length=512, lr=PRETRAIN_LR,
+        warmup_before=10_000_000, image_ramp_before=100_000_000,
     ),
     "stage2_896": Stage(
         resolution=896, examples=10_000_000, seen_before=1_050_000_000, text_length=512, lr=PRETRAIN_LR,
+        warmup_before=10_000_000, image_ramp_before=100_000_000,
     ),
     # PG1 section 4: 27 transfer sets, each as often as the others, 10 passes, the simple setting of all transfers.
     # Its soft caps are those of transfers: big_vision turns the final one off and keeps the other.
@@ -127,21 +132,25 @@ def recipe(
         robust=stage.robust,
         augmentation=AugmentOptions() if stage.robust is None else crop_options(stage.robust),
         loader=LoaderOptions(batch_size=stage.batch_size, max_text=stage.text_length + 1),
-        optim=OptimOptions(lr=lr, schedule=_schedule(stage, stage.warmup), schedules=_image_schedule(stage)),
+        optim=OptimOptions(
+            lr=lr, schedule=_schedule(stage, stage.warmup, stage.warmup_before), schedules=_image_schedule(stage)
+        ),
     )
 
 
-def _schedule(stage: Stage, ramp: int) -> Schedule:
+def _schedule(stage: Stage, ramp: int, before: int) -> Schedule:
     if stage.schedule != "rsqrt":
         return Schedule(kind="cosine", warmup=Duration(percent=0.05))
-    # Updates of the stages before, in batches of this one: the curve goes on as if nothing had happened.
-    shift = stage.seen_before / stage.batch_size
+    # Updates of the stages before, in batches of this one, less their warm-up, from whose end the curve counts.
+    shift = (stage.seen_before - before) / stage.batch_size if stage.seen_before else 0.0
     warmup = Duration(examples=ramp) if ramp else Duration()
     return Schedule(kind="rsqrt", timescale=stage.timescale, shift=shift, warmup=warmup)
 
 
 def _image_schedule(stage: Stage) -> tuple[tuple[str, Schedule | None], ...]:
-    return (("vision", _schedule(stage, stage.image_ramp)),) if stage.image_ramp else ()
+    if not stage.image_ramp and not stage.image_ramp_before:
+        return ()
+    return (("vision", _schedule(stage, stage.image_ramp, stage.image_ramp_before)),)
 
 
 def _size(config: PaliGemmaConfig | None) -> tuple[str, bool]:

@@ -75,9 +75,9 @@ def open_base(recipe: "TransferRecipe") -> Base:
     return Base(path, config, Processor(config, words), pick_device(recipe.device), fingerprint(path))
 
 
-def data_options(recipe: "TransferRecipe", model: Path) -> dict[str, Any]:
-    """How a recipe's data are opened; the mask codes are those of the base model."""
-    vae = find_mask_vae(model, None)
+def data_options(recipe: "TransferRecipe", base: Base) -> dict[str, Any]:
+    """How a recipe's data are opened; mask codes, pictures and tokens are those of the base model."""
+    vae = find_mask_vae(base.path, None)
     return {
         "format": recipe.format,
         "allow_outside": recipe.allow_outside,
@@ -86,7 +86,10 @@ def data_options(recipe: "TransferRecipe", model: Path) -> dict[str, Any]:
         "augmentation": recipe.augmentation,
         "mask_encoder": None if vae is None else vae.encode_array,
         "mask_decoder": None if vae is None else vae.decode_array,
+        "load": base.processor.load_image,
+        "text_length": lambda text: len(base.processor.tokenizer.encode(text)),
         "seed": recipe.loader.seed,
+        **dict(recipe.data_options),
     }
 
 
@@ -141,12 +144,14 @@ def start(
     n_examples: int,
     token_loss: TokenLoss | None = None,
     *,
+    order: str | None = None,
     ranks: Ranks | None = None,
     device: torch.device | None = None,
 ) -> Start:
     """The model loaded, its trained part chosen, the optimiser made; the recipe is a settled one.
 
     Args:
+        order: what decides the order of the examples besides the recipe, such as the weights of a mixture.
         ranks: share the weights out over them (FSDP).
         device: in place of the base's.
     """
@@ -169,6 +174,8 @@ def start(
     flat = {name: value for name, value in _flat(to_tree(recipe)).items() if name not in _FREE}
     told = "cross-entropy" if token_loss is None else getattr(token_loss, "__name__", "one of the user's")
     identity = {"base weights": base.print, "examples": n_examples, "loss": told, **flat}
+    if order is not None:
+        identity["mixture"] = order
     return Start(pg, TrainState(model, optimizer, identity=identity), default_loss(recipe.fit, token_loss))
 
 

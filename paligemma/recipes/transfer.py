@@ -27,7 +27,7 @@ from paligemma.evals.folder import FolderReport
 from paligemma.models.lora import LoraOptions
 from paligemma.recipes.finish import answers_of, finish
 from paligemma.recipes.memory import advising, fits_whole, method_of, strategy_of
-from paligemma.recipes.rows import Rows, Weighted, measure, splits
+from paligemma.recipes.rows import Rows, Weighted, measure, order_of, splits
 from paligemma.recipes.samples import N_SAMPLES, Samples
 from paligemma.recipes.start import (
     Base,
@@ -42,7 +42,7 @@ from paligemma.recipes.start import (
 )
 from paligemma.recipes.tree import to_tree
 from paligemma.train.devices import peak_of
-from paligemma.train.hooks import JsonLog, Progress, Validate
+from paligemma.train.hooks import JsonLog, LeftOut, Progress, Validate
 from paligemma.train.loop import FitOptions, FitResult, Hook, Loss, fit
 from paligemma.train.loss import TokenLoss
 from paligemma.train.optim import OptimOptions
@@ -65,6 +65,7 @@ class TransferRecipe:
         format: of the data; "auto" looks. allow_outside: whether rows may name pictures outside of their folder.
         task: builder that makes prompts of annotations ("detect", "segment", "caption", …; `data/builders`), for data
             that hold boxes and captions and no prompts. task_fields: (name, value) pairs, fields of that builder.
+        data_options: (name, value) pairs, options of the format's reader: columns, streaming, split, one_based, …
         form: name of a published transfer (`recipes/transfers`) whose own columns the rows hold, such as "vqav2".
         model: what to start from, as `paligemma.load` takes it.
         resolution: side of the pictures, if another than the checkpoint's: position embeddings are resampled.
@@ -99,6 +100,7 @@ class TransferRecipe:
     allow_outside: bool = False
     task: str | None = None
     task_fields: tuple[tuple[str, Any], ...] = ()
+    data_options: tuple[tuple[str, Any], ...] = ()
     form: str | None = None
     model: str = "tiny"
     resolution: int | None = None
@@ -207,12 +209,14 @@ def run(
         else:
             before = first_scores(options, base, held_out, folder, progress)
     with advising(options, base.config, base.device, lengths):
-        begun = start(options, base, len(train), token_loss, ranks=ranks if sharded else None)
+        begun = start(options, base, len(train), token_loss, order=order_of(train), ranks=ranks if sharded else None)
         if snapshot is not None:
             begun.state.restore(snapshot)
             if ranks.is_first:
                 say(f"going on from step {begun.state.step}")
-        result = _teach(options, begun, Weighted(train, options.task_weights), held_out, snapshots, ranks, progress)
+        result = _teach(
+            options, begun, Weighted(train, options.task_weights), held_out, snapshots, ranks, progress, say
+        )
     last_loss = None if result.last is None else result.last.loss
     if not result.finished or not ranks.is_first:
         return TransferResult(folder, None, None, None, before, result.finished, last_loss)
@@ -231,9 +235,9 @@ def run(
 
 def rows_of(recipe: TransferRecipe, base: Base) -> tuple[Rows, Rows, str]:
     """What a recipe learns and what it holds out."""
-    options = data_options(recipe, base.path)
+    options = data_options(recipe, base)
     if recipe.form is None:
-        return splits(recipe.data, recipe.valid_share, **options)
+        return splits(recipe.data, recipe.valid_share, skip_broken=recipe.loader.skip_broken, **options)
     from paligemma.recipes.transfers import open_rows  # its recipes are made of this file's
 
     return open_rows(
@@ -257,6 +261,7 @@ def _teach(
     snapshots: Snapshots,
     ranks: Ranks,
     progress: bool,
+    say: Say,
 ) -> FitResult:
     """The loop with everything beside it."""
     state, pg, folder = begun.state, begun.pg, Path(options.out)
@@ -272,6 +277,7 @@ def _teach(
         if progress:
             peak = peak_of(begun.pg.device, options.fit.precision)
             hooks.append(Progress(options.fit.steps, first=state.step, peak_flops=peak))
+    hooks.append(LeftOut(say, ranks))
     score = validate = None
     if len(held_out):
         validate = validation(options, begun.loss, held_out, begun, log, ranks)

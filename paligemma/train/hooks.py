@@ -20,7 +20,7 @@ from paligemma.train.progress import Progress
 from paligemma.train.ranks import Ranks
 from paligemma.train.state import TrainState
 
-__all__ = ["JsonLog", "Progress", "Validate", "read_log"]
+__all__ = ["JsonLog", "LeftOut", "Progress", "Validate", "read_log"]
 
 
 class JsonLog:
@@ -46,6 +46,31 @@ class JsonLog:
 
     def finish(self, state: TrainState) -> None:
         """Nothing is held back, so nothing is left to do."""
+
+
+class LeftOut:
+    """Which rows could not be read and were left out, over all ranks, told once at the end.
+
+    Args:
+        say: takes a line for people, on the first rank.
+        n_shown: of them that are named; the log has all.
+    """
+
+    def __init__(self, say: Callable[[str], Any], ranks: Ranks | None = None, n_shown: int = 5) -> None:
+        self.say, self.ranks, self.n_shown = say, ranks or Ranks(), n_shown
+        self.seen: dict[str, None] = {}
+
+    def after_step(self, state: TrainState, report: StepReport) -> None:
+        self.seen.update(dict.fromkeys(report.broken))
+
+    def finish(self, state: TrainState) -> None:
+        rows = list(dict.fromkeys(row for part in self.ranks.all(list(self.seen)) for row in part))
+        if rows and self.ranks.is_first:
+            self.say(f"{len(rows):,} rows could not be read and were left out:")
+            for row in rows[: self.n_shown]:
+                self.say(f"  {row}")
+            if len(rows) > self.n_shown:
+                self.say(f"  and {len(rows) - self.n_shown:,} more, in log.jsonl")
 
 
 def read_log(path: Path, kind: str = "step") -> list[dict[str, Any]]:

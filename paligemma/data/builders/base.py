@@ -340,6 +340,15 @@ class Built:
         """How messages call a row."""
         return self.records.where(index)
 
+    def applies(self, index: int) -> bool:
+        """Whether the builder makes anything of a record, as it stands.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        rng = np.random.default_rng([self.seed, 0, index])
+        return self.builder.build(self.records[index], rng, self.labels, turn=Turn(seed=self.seed)) is not None
+
     def varied(self, index: int, epoch: int) -> Example:
         """The example of a row in an epoch.
 

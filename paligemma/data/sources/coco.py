@@ -321,7 +321,10 @@ def _size(row: Mapping[str, Any], where: str) -> tuple[int, int] | None:
         return None
     height, width = size
     if not all(_is_number(side) and side > 0 for side in size):  # type: ignore[operator]
-        raise DataError(f"{where}: width {width!r}, height {height!r}: expected pixels, both above 0. Mend the file.")
+        raise DataError(
+            f"{where}: width {width!r}, height {height!r}: expected pixels, both above 0. Mend the file.",
+            kind="broken picture",
+        )
     return int(height), int(width)  # type: ignore[arg-type]
 
 
@@ -331,9 +334,14 @@ def _box(note: Mapping[str, Any], where: str, *, may_lack: bool = False) -> BoxX
         return None
     if box is None:
         hint = nearest("bbox", note)
-        raise DataError(f"{where} has no bbox: expected [left, top, width, height] in pixels.{hint}")
+        raise DataError(
+            f"{where} has no bbox: expected [left, top, width, height] in pixels.{hint}", kind="wrong column"
+        )
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(edge) for edge in box):
-        raise DataError(f"{where} has bbox {str(box)[:80]}: expected four finite numbers, [left, top, width, height].")
+        raise DataError(
+            f"{where} has bbox {str(box)[:80]}: expected four finite numbers, [left, top, width, height].",
+            kind="wrong column",
+        )
     left, top, width, height = (float(edge) for edge in box)
     return left, top, left + width, top + height
 

@@ -298,7 +298,10 @@ def _weight(weight: Any, where: str) -> float:
 
 def _stretches(said: Any, where: str) -> tuple[tuple[int, int], ...]:
     try:
-        return tuple((int(first), int(last)) for first, last in said or ())
+        pairs = tuple((int(first), int(last)) for first, last in said or ())
+        if any(not 0 <= first < last for first, last in pairs):
+            raise ValueError
+        return pairs
     except (TypeError, ValueError):
         raise DataError(f"{where}: 'unlearned' is {said!r}: expected pairs of first and last character.") from None
 

@@ -98,11 +98,20 @@ class Jsonl:
             if not isinstance(row[column], str):
                 raise _wrong(f"{where}: '{column}' is a {type(row[column]).__name__}: expected text.")
         weight = row.get("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
-            raise _wrong(f"{where}: 'weight' is {weight!r}: expected a number of 0 or more.")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+            raise _wrong(f"{where}: 'weight' is {weight!r}: expected a finite number of 0 or more.")
         meta = {key: value for key, value in row.items() if key not in COLUMNS}
         images, unlearned = self.images(row, where), _stretches(row, where)
         return Example(images, row["prefix"], row["suffix"], float(weight), where, meta, unlearned)
+
+    def pictures_of(self, index: int) -> tuple[str, ...]:
+        """Names of a row's pictures as they stand in it; () where it cannot be read or names none."""
+        try:
+            row = self.row(index)
+        except DataError:
+            return ()
+        named = row.get("video", row.get("image", row.get("images")))
+        return tuple(str(name) for name in (named if isinstance(named, list) else [named]) if name)
 
     def images(self, row: Mapping[str, Any], where: str) -> tuple[Any, ...]:
         """What a row's `image`, `images` or `video` name: files, or the frames of a clip.

@@ -329,7 +329,8 @@ def _members(example: Example) -> list[tuple[str, bytes]]:
         if kind not in PICTURES:
             data, kind = encoded(decoded(data, example.where), example.where)[0], "png"
         named.append((kind if len(files) == 1 else f"{i}.{kind}", data))
-    row = {**example.meta, "prefix": example.prefix, "suffix": example.suffix}
+    kept = {key: value for key, value in example.meta.items() if key not in ("weight", "unlearned")}  # ours, not theirs
+    row = {**kept, "prefix": example.prefix, "suffix": example.suffix}
     row |= {} if example.weight == 1 else {"weight": example.weight}
     row |= {"unlearned": example.unlearned} if example.unlearned else {}
     return [*named, ("json", json.dumps(row, ensure_ascii=False, default=str).encode())]

@@ -160,6 +160,9 @@ def _of_folder(folder: Path, n_frames: int, stride: int | None) -> tuple[Picture
     files = sorted((p for p in folder.iterdir() if p.suffix.lower() in FRAMES), key=lambda p: by_number(p.name))
     if not files:
         raise DataError(f"{folder} has no frames: expected pictures such as 0001.jpg.")
+    inside = {folder.resolve(), folder.parent.resolve()}
+    if any(file.is_symlink() and not any(file.resolve().is_relative_to(f) for f in inside) for file in files):
+        raise DataError(f"{folder}: a frame is a symbolic link that leads outside: expected files. Copy them in.")
     chosen = evenly(len(files), n_frames) if stride is None else range(0, len(files), stride)[:n_frames]
     try:
         return tuple(load_image(files[i]) for i in chosen)

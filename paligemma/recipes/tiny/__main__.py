@@ -53,10 +53,14 @@ def _taught(lesson: str, work: Path, options: argparse.Namespace, minutes: float
         lesson_options = LessonOptions(
             steps=options.vision_steps, minutes=minutes, workers=options.workers, seed=options.seed
         )
-        return (work / "siglip").exists() or train_vision(TINY, work, lesson_options, PairOptions(), device)
+        return (work / "siglip").exists() or train_vision(
+            TINY, work, lesson_options, PairOptions(seed=options.seed), device
+        )
     if lesson == "words":
         lesson_options = LessonOptions(steps=options.word_steps, minutes=minutes, workers=0, seed=options.seed)
-        return (work / "gemma").exists() or train_words(TINY, work, lesson_options, WordOptions(), device)
+        return (work / "gemma").exists() or train_words(
+            TINY, work, lesson_options, WordOptions(seed=options.seed), device
+        )
     from paligemma.recipes.tiny.stages import HI, TinyOptions, stage0, teach  # loads the whole package
 
     limit = None if minutes == float("inf") else minutes

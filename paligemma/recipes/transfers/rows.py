@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from paligemma.config import Resize
 from paligemma.data.example import Example
 from paligemma.data.sources.jsonl import Jsonl, find_splits
+from paligemma.data.subset import Subset, held_out
 from paligemma.errors import DataError, OptionError, TaskError, nearest
 from paligemma.processing.image import load_image
 from paligemma.processing.resize import resize
-from paligemma.recipes.rows import Rows, Subset
+from paligemma.recipes.rows import Rows
 from paligemma.recipes.transfers.base import Row, Transfer, Turn
 from paligemma.recipes.transfers.boxes import norm_box_of, outlined
 from paligemma.recipes.transfers.table import TRANSFERS
@@ -186,15 +187,8 @@ def open_rows(
     for split in ("valid", "test"):
         if split in found:
             return train, rows_of(name, found[split], is_training=False, **options), f"the {split} split"
+    learned, held, told = held_out(found["train"], valid_share)
+    if not len(held):
+        return train, Subset(train, ()), told
     asked = rows_of(name, found["train"], is_training=False, **options)
-    n_held = round(len(train) * valid_share)
-    if not n_held:
-        return train, Subset(asked, ()), "nothing"
-    every = len(train) / n_held
-    held = sorted({int(every * i + every / 2) for i in range(n_held)})
-    taken = set(held)
-    return (
-        Subset(train, [i for i in range(len(train)) if i not in taken]),
-        Subset(asked, held),
-        f"every {every:.0f}th row of train",
-    )
+    return Subset(train, learned.rows), Subset(asked, held.rows), told

@@ -1,12 +1,19 @@
 """The rows of a transfer: held out evenly, weighted by task, measured before anything is trained."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from paligemma.data.augment import AugmentOptions
+from paligemma.data.mixture import Mixture, Part
+from paligemma.data.sources.coco_write import write_coco
 from paligemma.data.sources.jsonl import Jsonl
+from paligemma.data.sources.tars import write_tars
+from paligemma.data.world.records import WorldRecords
 from paligemma.errors import DataError, OptionError
-from paligemma.recipes.rows import Weighted, measure, splits
+from paligemma.recipes.rows import Weighted, measure, order_of, splits
 from tests.training_runs import processor, write_rows
 
 
@@ -68,3 +75,66 @@ def test_texts_are_measured_as_the_loader_will_cut_them(tmp_path):
 def test_a_run_that_would_learn_nothing_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"max_text=3 cuts the whole suffix of all 5 rows .*--set loader\.max_text=\d+"):
         measure(Jsonl(write_rows(tmp_path, 5)), processor(), 3)
+
+
+def test_rows_of_one_picture_are_held_out_together(tmp_path):
+    write_rows(tmp_path, 20)
+    lines = (tmp_path / "train.jsonl").read_text().splitlines()
+    (tmp_path / "train.jsonl").write_text("\n".join(line for line in lines for _ in range(5)) + "\n")
+    train, held, _ = splits(tmp_path, 0.1)
+    assert (len(train), len(held)) == (90, 10)
+    learned, asked = ({rows[i].images for i in range(len(rows))} for rows in (train, held))
+    assert not learned & asked
+    assert len(asked) == 2
+
+
+def coco_with_empty_pictures(folder):
+    records = WorldRecords(12)
+    bare = [replace(records[i], instances=()) if i in (1, 6) else records[i] for i in range(12)]
+    write_coco(bare, folder, labels=records.labels)
+    return folder
+
+
+def test_a_picture_without_things_does_not_bring_a_held_out_one_into_training(tmp_path):
+    folder = coco_with_empty_pictures(tmp_path)
+    train, held, _ = splits(folder, 0.25, task="detect")
+    learned = {train.varied(i, epoch).images for i in range(len(train)) for epoch in range(3)}
+    asked = [held[i].images for i in range(len(held))]
+    assert not learned & set(asked)
+    assert len(asked) == len(set(asked))
+    assert len(learned) + len(asked) == 10
+
+
+def test_held_out_rows_are_not_augmented(tmp_path):
+    folder = coco_with_empty_pictures(tmp_path)
+    train, held, _ = splits(folder, 0.25, task="detect", augmentation=AugmentOptions(crop=1.0))
+    assert all(isinstance(held[i].images[0], Path) for i in range(len(held)))
+    assert any(not isinstance(train[i].images[0], Path) for i in range(len(train)))
+
+
+def test_a_cut_tar_stops_a_run_unless_it_may_be_passed_over(tmp_path):
+    rows = Jsonl(write_rows(tmp_path / "rows", 6))
+    (shard,) = write_tars([rows[i] for i in range(6)], tmp_path / "tars")
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 3])
+    with pytest.raises(DataError, match=r"cut off.*--set loader\.skip_broken=true"):
+        splits(tmp_path / "tars", 0.0)
+    train, _, _ = splits(tmp_path / "tars", 0.0, skip_broken=True)
+    assert 0 < len(train) < 6
+
+
+def test_rows_of_which_none_can_be_used_are_no_training(tmp_path):
+    path = write_rows(tmp_path, 4)
+    path.write_text(path.read_text().replace("suffix", "sufix"))
+    with pytest.raises(DataError, match=r"none of the rows looked at can be used; the first: .*no column 'suffix'"):
+        measure(Jsonl(path), processor(), 128, skip_broken=True)
+
+
+def test_what_decides_the_order_of_a_mixture_is_part_of_a_run(tmp_path):
+    rows = Jsonl(write_rows(tmp_path, 4))
+
+    def order(weight: float) -> str | None:
+        parts = {"a": Part(source=rows, weight=weight), "b": Part(source=rows, weight=1.0)}
+        return order_of(Weighted(Mixture(parts), ()))
+
+    assert order(1) == order(1) != order(2)
+    assert order_of(rows) is None

@@ -52,9 +52,9 @@ def test_the_curve_goes_on_from_stage_to_stage():
     stages = [of(name) for name in ("stage1", "stage2_448", "stage2_896")]
     steps = [round(stage.examples / stage.loader.batch_size) for stage in stages]
     for before, after, n in zip(stages, stages[1:], steps, strict=False):
-        # The warm-up of stage 1 is not counted by its own curve, hence the per cent.
-        assert factor(after, 0) == pytest.approx(factor(before, n - 1), rel=0.01)
-        assert factor(after, 0) > factor(after, 1)
+        for image in (False, True):
+            assert factor(after, 0, image) == pytest.approx(factor(before, n, image), rel=1e-4)
+            assert factor(after, 0, image) > factor(after, 1, image)
 
 
 def test_the_image_tower_begins_slowly_and_catches_up():
