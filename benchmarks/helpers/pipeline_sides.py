@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from helpers.pipeline_data import config_at, tiny_tokenizer, write_rows
-from paligemma.data.loader import Loader, LoaderOptions
+from paligemma.data.loader import Loader, LoaderOptions, keep_freed_memory
 from paligemma.data.sources.jsonl import Jsonl
 from paligemma.data.sources.tars import Tars
 from paligemma.processing.batch import Batch
@@ -25,6 +25,7 @@ def measure_sides(folder: Path, resolution: int, batch_size: int, rounds: int) -
 
     All sides run in every round, each time another one first. A pass before does not count.
     """
+    keep_freed_memory()  # as in our readers; here for all sides alike
     rows = Jsonl(folder / "train.jsonl")
     peer = _peer(rows, folder, resolution, batch_size)
     sides: dict[str, Pass] = {

@@ -8,12 +8,13 @@ number, seeking costs nothing, and another number of ranks or workers repeats an
     epoch 0: 3 1 4 0 2    epoch 1: 0 2 1 3 4    …        batch_size 3:  [3 1 4] [0 2 | 0] [2 1 3] …
 """
 
+import contextlib
+import ctypes
 import dataclasses
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
@@ -288,7 +289,7 @@ class _Pictures:
         return self.seen[key]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _naming(where: str) -> Iterator[None]:
     """Errors with the name of the row in front."""
     try:
@@ -378,7 +379,19 @@ class _Steps(Dataset[Any]):
             return error
 
 
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed: pixels of a batch would go back to the system, to be cleared again page by page.
+
+    A reader then holds about two batches. Does nothing on other systems.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        for option, value in ((-3, 1 << 30), (-1, 2**31 - 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
+            libc.mallopt(option, value)
+
+
 def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()
     # SIGTERM to a whole process group asks the trainer to save: readers must not die before it has.
     signal.signal(signal.SIGTERM, lambda *_: threading.Timer(GRACE_S, os._exit, (0,)).start())
