@@ -29,18 +29,17 @@ def picture_path(
     Raises:
         DataError: no name, a name that leads out of the folder, or no such file; the nearest one there is offered.
     """
-    folder = Path(folder)
     if not isinstance(name, str) or not name:
         raise DataError(f"{where}: the picture is {name!r}: expected the name of a file.", kind="wrong column")
-    given = Path(name)
     if not allow_outside and leads_out(name):
-        raise _outside(folder, name, where)
-    for base in (folder, *(folder / sub for sub in also)):
-        path = base / given
+        raise _outside(Path(folder), name, where)
+    for base in (str(folder), *(os.path.join(folder, sub) for sub in also)):
+        path = os.path.join(base, name)  # text, not Path: this runs once a row
         if os.path.isfile(path):  # False, where Path.is_file raises: names that are too long or hold a zero
-            if not allow_outside and not is_inside(folder, path):
-                raise _outside(folder, name, where, " through a symbolic link")
-            return path
+            if not allow_outside and not is_inside(str(folder), path):
+                raise _outside(Path(folder), name, where, " through a symbolic link")
+            return Path(path)
+    folder, given = Path(folder), Path(name)
     hint = _nearest_file(folder, given, also)
     if not hint and "\\" in name:
         hint = " Write folders with '/'."
@@ -52,6 +51,8 @@ def picture_path(
 
 def leads_out(name: str) -> bool:
     """Whether a name is absolute, here or on Windows, or goes up."""
+    if name[:1] not in "/\\" and ".." not in name and ":" not in name:
+        return False  # nearly all, without looking closer
     given = Path(name)
     return given.is_absolute() or ".." in given.parts or bool(PureWindowsPath(name).drive)
 
