@@ -43,7 +43,8 @@ SHAPES: dict[str, tuple[tuple[float, float], ...]] = {  # in a unit square aroun
     "cup": ((-0.45, -0.4), (0.3, -0.4), (0.3, -0.25), (0.5, -0.25), (0.5, 0.2), (0.3, 0.2), (0.2, 0.45), (-0.35, 0.45)),
     "crown": ((-0.5, 0.4), (-0.5, -0.35), (-0.22, 0), (0, -0.45), (0.22, 0), (0.5, -0.35), (0.5, 0.4)),
 }  # fmt: skip
-LORA = ("--set", "lora.r=16", "--set", "lora.alpha=32", "--set", "lora.targets=[decoder, vision]")
+LORA = ("--set", "lora.rank=16", "--set", "lora.alpha=32", "--set", "lora.targets=[decoder, vision]")
+TASK = ("--set", "task_fields=[[order, raster]]")  # one true order: with so few examples a random one is hard to learn
 
 
 def main() -> int:
@@ -71,7 +72,7 @@ def main() -> int:
         started = time.monotonic()
         paligemma(
             "train", "transfer", "--data", str(data), "--task", "detect", "--method", "lora", "--steps", str(steps),
-            "--lr", str(args.lr), "--out", str(run), "--set", f"loader.batch_size={args.batch}", *LORA,
+            "--lr", str(args.lr), "--out", str(run), "--set", f"loader.batch_size={args.batch}", *LORA, *TASK,
             "--set", "merge=false", "--set", "eval_rows=1", "--set", "samples=0", "--set", "score_before=false",
         )  # fmt: skip
         minutes = (time.monotonic() - started) / 60

@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from paligemma.cli.run import PATIENCE_S, note
+from paligemma.cli.run import PATIENCE_S, note, pair
 from paligemma.errors import OptionError, nearest
 
 ACTIONS = {
@@ -85,6 +85,9 @@ def _add_source_options(sub: argparse.ArgumentParser) -> None:
         "--column", action="append", default=[], metavar="NAME=VALUE",
         help="of tables: which column holds what, or a template: --column 'prefix=answer en {question}'",
     )  # fmt: skip
+    sub.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="of the format's reader: one_based=false"
+    )
     sub.add_argument("--split", action="append", default=[], metavar="S", help="only this one; may be given again")
     sub.add_argument("--allow-outside", action="store_true", help="rows may name pictures outside of their folder")
 
@@ -145,7 +148,7 @@ def _preview(args: argparse.Namespace) -> int:
     with open_checkpoint(path, resolution=args.resolution) as checkpoint:
         config = checkpoint.config
     processor, vae = Processor(config, find_tokenizer(path, None, config)), find_mask_vae(path, None)
-    augmentation = changed(AugmentOptions(), dict(_pair(word, "--augment") for word in args.augment))
+    augmentation = changed(AugmentOptions(), dict(pair(word, "--augment") for word in args.augment))
     masks: dict[str, Any] = {} if vae is None else {"mask_encoder": vae.encode_array, "mask_decoder": vae.decode_array}
     shown: list[Any] = []
     for source in _splits(args, augmentation=augmentation, **masks).values():
@@ -236,7 +239,7 @@ def _masks(model: str) -> Any:
 def _builder(args: argparse.Namespace, masks: Any) -> Any:
     from paligemma.data.rows import builders_of
 
-    fields = dict(_pair(word, "--task-field") for word in args.task_field)
+    fields = dict(pair(word, "--task-field") for word in args.task_field)
     return builders_of(args.task, fields, None if masks is None else masks.encode_array)
 
 
@@ -255,13 +258,14 @@ def _splits(args: argparse.Namespace, *, as_they_are: bool = False, **options: A
     from paligemma.data.sources.open import open_data
 
     given: dict[str, Any] = {"format": args.format, "allow_outside": args.allow_outside}
-    columns = [_pair(word, "--column") for word in args.column]
+    given |= dict(pair(word, "--option") for word in args.option)
+    columns = [pair(word, "--column") for word in args.column]
     if columns:
         given["columns"] = columns
     if (as_they_are or args.task is None) and not is_mixture(args.data) and not options.get("augmentation"):
         found = open_data(args.data, **given)
     else:
-        fields = [_pair(word, "--task-field") for word in args.task_field]
+        fields = [pair(word, "--task-field") for word in args.task_field]
         found = open_rows(args.data, task=args.task, task_fields=fields, **given, **options)
     for split in args.split:
         if split not in found:
@@ -269,15 +273,6 @@ def _splits(args: argparse.Namespace, *, as_they_are: bool = False, **options: A
                 f"{args.data} has no split '{split}': expected one of {', '.join(found)}.{nearest(split, found)}"
             )
     return {split: source for split, source in found.items() if not args.split or split in args.split}
-
-
-def _pair(word: str, option: str) -> tuple[str, Any]:
-    from paligemma.recipes.tree import parse_value
-
-    name, equals, value = word.partition("=")
-    if not equals:
-        raise OptionError(f"{option} {word}: expected NAME=VALUE.")
-    return name.strip(), parse_value(value.strip())
 
 
 def _require_format(name: str, known: Any) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from paligemma.cli.args import add_model_options, add_output_options
-from paligemma.cli.run import load_model, note
+from paligemma.cli.run import load_model, note, pair
 from paligemma.errors import OptionError, nearest
 
 SUITES = ("tiny",)
@@ -31,6 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--task", metavar="T", help="of annotations: the builder of prompts: detect, segment, caption, …"
     )
     parser.add_argument("--format", default="auto", metavar="F", help="of the data (default: auto)")
+    parser.add_argument("--allow-outside", action="store_true", help="rows may name pictures outside of their folder")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="of the format's reader: one_based=false"
+    )
     parser.add_argument("--predictions", metavar="FILE", help="of a folder: save every answer as JSONL")
     parser.add_argument("--skip-broken", action="store_true", help="of a folder: leave out rows that cannot be read")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures of each set")
@@ -54,7 +58,14 @@ def run(args: argparse.Namespace) -> int:
 
         pg = load_model(args)
         encoder = None if pg.mask_vae is None else pg.mask_vae.encode_array
-        rows = split_of(args.suite, args.split, task=args.task, format=args.format, mask_encoder=encoder)
+        options = {
+            "task": args.task,
+            "format": args.format,
+            "allow_outside": args.allow_outside,
+            "mask_encoder": encoder,
+        }
+        options |= dict(pair(word, "--option") for word in args.option)
+        rows = split_of(args.suite, args.split, **options)
         report: Any = evaluate_folder(
             pg, rows, limit=args.limit, batch_size=args.batch_size, skip_broken=args.skip_broken
         )

@@ -194,3 +194,17 @@ def stream_pictures(args: argparse.Namespace, gallery: Gallery, prompt: str, **o
             if not args.json:
                 print(flush=True)
     return gallery.status
+
+
+def pair(word: str, option: str) -> tuple[str, Any]:
+    """NAME=VALUE as a name and what YAML reads in the value.
+
+    Raises:
+        OptionError: no equals sign.
+    """
+    from paligemma.recipes.tree import parse_value
+
+    name, equals, value = word.partition("=")
+    if not equals:
+        raise OptionError(f"{option} {word}: expected NAME=VALUE.")
+    return name.strip(), parse_value(value.strip())
