@@ -20,6 +20,7 @@ SAYS = {
     "likelihoods": "log p('yes')",
     "many_pictures": "ring",
     "masks": "of the picture, score",
+    "mixture": "step 1000: Batch(8 examples",
     "quickstart": "caption:",
     "raw_prompts": "stream",
 }

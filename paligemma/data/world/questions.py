@@ -20,6 +20,7 @@ from typing import Literal
 
 import numpy as np
 
+from paligemma.data.builders.base import raster_order as by_lines
 from paligemma.data.world.caption import article, caption
 from paligemma.data.world.palette import COLOURS
 from paligemma.data.world.render import Rendering
@@ -150,19 +151,9 @@ def listed(scene: Scene, rendering: Rendering, names: list[str]) -> Objects:
 
 
 def raster_order(scene: Scene, rendering: Rendering) -> list[int]:
-    """Indices of the texts, line by line from the top, in a line from the left.
-
-    A text belongs to a line when its middle lies within the height of the line's first text.
-    """
-    boxes = rendering.boxes_xyxy_px
-    lines: list[list[int]] = []
-    for i in sorted(scene.texts, key=lambda i: (boxes[i][1] + boxes[i][3], boxes[i][0])):
-        middle = (boxes[i][1] + boxes[i][3]) / 2
-        if lines and middle < boxes[lines[-1][0]][3]:
-            lines[-1].append(i)
-        else:
-            lines.append([i])
-    return [i for line in lines for i in sorted(line, key=lambda i: boxes[i][0])]
+    """Indices of the texts, line by line from the top, in a line from the left, as the `ocr` builder reads them."""
+    texts = scene.texts
+    return [texts[i] for i in by_lines([rendering.boxes_xyxy_px[i] for i in texts])]
 
 
 class _Asker:
