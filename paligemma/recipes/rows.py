@@ -1,6 +1,7 @@
 """The rows of a transfer: which are learned, which are held out, how much each counts, how long they are."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from paligemma.data.subset import Subset, problems_of
 from paligemma.errors import DataError, OptionError, PaliGemmaError, nearest
 from paligemma.evals.folder import KINDS, RAW, kind_of
 from paligemma.processing.processor import Processor
+from paligemma.tasks.coords import N_LOC, on_step
 
 LOOK = 512  # rows whose text is measured before a run
 
@@ -58,6 +60,36 @@ class Weighted:
     def varied(self, index: int, epoch: int) -> Example:
         example = fetch(self.source, Draw(index, epoch))
         return dataclasses.replace(example, weight=example.weight * self.factors.get(kind_of(example.prefix), 1.0))
+
+
+class OnSteps:
+    """Rows whose suffixes say places in every n-th location token: 0, n, 2 n, … and the last."""
+
+    def __init__(self, source: Rows, step: int) -> None:
+        self.source, self.step = source, step
+        self.is_ordered = getattr(source, "is_ordered", False)
+        self.is_sequential = getattr(source, "is_sequential", False)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int, /) -> Example:
+        return self.varied(index, 0)
+
+    def varied(self, index: int, epoch: int) -> Example:
+        example = fetch(self.source, Draw(index, epoch))
+        return dataclasses.replace(example, suffix=_BOX.sub(self._moved, example.suffix))
+
+    def _moved(self, found: re.Match[str]) -> str:
+        bins = [on_step(int(bin_), self.step) for bin_ in re.findall(r"\d{4}", found[0])]
+        for low, high in ((0, 2), (1, 3)):
+            if bins[high] <= bins[low]:  # a thing smaller than a step
+                bins[high] = on_step(min(bins[low] + self.step, N_LOC - 1), self.step)
+                bins[low] = min(bins[low], on_step(max(0, bins[high] - self.step), self.step))
+        return "".join(f"<loc{bin_:04d}>" for bin_ in bins)
+
+
+_BOX = re.compile(r"(?:<loc\d{4}>){4}")
 
 
 @dataclass(frozen=True)
@@ -121,7 +153,9 @@ def splits(
 
 def order_of(rows: Any) -> str | None:
     """What decides the order of a mixture's examples; None for a single source, whose rows and seed say it all."""
-    inner = getattr(rows, "source", rows)
+    inner = rows
+    while not isinstance(inner, Mixture) and hasattr(inner, "source"):
+        inner = inner.source
     return inner.identity if isinstance(inner, Mixture) else None
 
 

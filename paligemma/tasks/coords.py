@@ -32,6 +32,11 @@ def decode_coord(index: int, *, divisor: int = DIVISOR) -> float:
     return index / divisor
 
 
+def on_step(index: int, step: int) -> int:
+    """The nearest of the bins 0, step, 2 step, … and the last."""
+    return min(round(index / step) * step, N_LOC - 1)
+
+
 def loc_tokens(box_yxyx_norm: Sequence[float]) -> str:
     """Four fractions -> `<locYMIN><locXMIN><locYMAX><locXMAX>`, exactly as the reference writes them.
 

@@ -18,9 +18,9 @@ from paligemma.data.world.questions import ask_everything
 from paligemma.models.mask_vae import N_SEG, MaskVae
 from paligemma.processing.image import to_pixels
 from paligemma.processing.tokenizer import Tokenizer
-from paligemma.recipes.tiny.patches import PatchTargets, asked_about, on_step, patch_owners, patch_targets
+from paligemma.recipes.tiny.patches import PatchTargets, asked_about, patch_owners, patch_targets
 from paligemma.results import BoxXyxyPx
-from paligemma.tasks.coords import box_to_norm, decode_coord, encode_coord, loc_tokens
+from paligemma.tasks.coords import box_to_norm, decode_coord, encode_coord, loc_tokens, on_step
 from paligemma.tasks.grammar import format_entries
 from paligemma.tasks.masks import crop_mask
 

@@ -26,7 +26,7 @@ from paligemma.data.world import COLOURS, SHAPES, Question, Rendering, Scene
 from paligemma.models.mask_vae import N_SEG
 from paligemma.models.paligemma import PaliGemmaModel
 from paligemma.models.siglip import SiglipTower
-from paligemma.tasks.coords import N_LOC, box_to_norm, encode_coord
+from paligemma.tasks.coords import N_LOC, box_to_norm, encode_coord, on_step
 
 KINDS = (*SHAPES, "text", "nothing")
 MIN_SHARE = 0.2  # of a patch that a thing must cover to own it
@@ -49,11 +49,6 @@ def patch_owners(scene: Scene, drawn: Rendering, grid: int) -> NDArray[np.int64]
         share[i] = np.asarray(picture.resize((grid, grid), Image.Resampling.BOX), np.float32).reshape(-1) / 255
     owner: NDArray[np.int64] = share.argmax(axis=0)
     return owner
-
-
-def on_step(index: int, step: int) -> int:
-    """The nearest of the location bins 0, step, 2 step, … and the last."""
-    return min(round(index / step) * step, N_LOC - 1)
 
 
 def patch_targets(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from paligemma.data.world import Question, Rendering, Scene
 from paligemma.models.mask_vae import N_SEG, MaskVae
 from paligemma.results import BoxXyxyPx
-from paligemma.tasks.coords import N_LOC, box_to_norm, decode_coord, encode_coord, loc_tokens
+from paligemma.tasks.coords import box_to_norm, decode_coord, encode_coord, loc_tokens, on_step
 from paligemma.tasks.grammar import format_entries
 from paligemma.tasks.masks import crop_mask
 
@@ -52,8 +52,3 @@ def place_of(box_xyxy_px: BoxXyxyPx, size_hw: tuple[int, int], loc_step: int) ->
     """The location tokens of a box, on steps."""
     bins = [on_step(encode_coord(side), loc_step) for side in box_to_norm(box_xyxy_px, size_hw)]
     return loc_tokens([decode_coord(index) for index in bins])
-
-
-def on_step(index: int, step: int) -> int:
-    """The nearest of the location bins 0, step, 2 step, … and the last."""
-    return min(round(index / step) * step, N_LOC - 1)

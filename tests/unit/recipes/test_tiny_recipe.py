@@ -14,8 +14,9 @@ from paligemma.presets import TINY
 from paligemma.processing.tokenizer import Tokenizer
 from paligemma.recipes.tiny import train as training
 from paligemma.recipes.tiny.examples import ExampleOptions, Step, SuffixWriter, draw_step
-from paligemma.recipes.tiny.patches import on_step, patch_owners, patch_targets, place_loss
+from paligemma.recipes.tiny.patches import patch_owners, patch_targets, place_loss
 from paligemma.recipes.tiny.train import TrainOptions, train
+from paligemma.tasks.coords import on_step
 from paligemma.tasks.masks import crop_mask
 from paligemma.train.muon import Muon, orthogonalise
 from tests.embedded import TINY as FOLDER
