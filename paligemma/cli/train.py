@@ -131,6 +131,10 @@ def named(name: str, data: str, model: str | None, resolution: str | None) -> "T
 
         given: dict[str, Any] = {"resolution": int(resolution)} if resolution and resolution.isdigit() else {}
         return transfers.recipe(name.removeprefix("transfer."), data=data, model=model, **given)
+    if name in ("stage0", "stage_0"):
+        raise OptionError(
+            "stage 0 trains nothing: expected `paligemma checkpoint assemble --vision … --text … --out …`."
+        )
     if name not in RECIPES:
         raise OptionError(
             f"there is no recipe '{name}': expected {', '.join(RECIPES)}, transfer.NAME or a YAML file."

@@ -34,6 +34,7 @@ def open_rows(
     mask_decoder: MaskDecoder | None = None,
     load: Callable[..., Any] = load_image,
     text_length: Callable[[str], int] | None = None,
+    max_text: int | None = None,
     valid_share: float = 0.0,
     seed: int = 0,
     **options: Any,
@@ -51,7 +52,8 @@ def open_rows(
         mask_encoder: 64 x 64 maps -> codes, for tasks with masks; mask_decoder: the way back, to move masks that are
             already codes.
         load: opens the pictures that are augmented, as the model's processor does.
-        text_length: tokens of a text, for builders that drop words until a text fits.
+        text_length: tokens of a text, for builders that drop words until a text fits into `max_text` tokens, bos to
+            eos, so that the end is not what is always cut.
         valid_share: of the training pictures kept apart as the split "held", where there is no valid or test split.
         seed: of everything random in builders and augmentation.
         options: those of `open_data`: format, allow_outside, images, columns, …
@@ -61,7 +63,8 @@ def open_rows(
     """
     asked: dict[str, Any] = {
         "task": task, "task_fields": task_fields, "augmentation": augmentation, "mask_encoder": mask_encoder,
-        "mask_decoder": mask_decoder, "load": load, "text_length": text_length, "seed": seed,
+        "mask_decoder": mask_decoder, "load": load, "text_length": text_length,
+        "max_text": max_text, "seed": seed,
     }  # fmt: skip
     if is_mixture(data):
         given = {**options, **asked}
@@ -91,6 +94,7 @@ def _prompted(
     mask_decoder: MaskDecoder | None,
     load: Callable[..., Any],
     text_length: Callable[[str], int] | None,
+    max_text: int | None,
     seed: int,
 ) -> Any:
     wanted = augmentation if is_train and augmentation is not None and augmentation.is_on else None
@@ -105,10 +109,11 @@ def _prompted(
             f"{name} holds annotations and no prompts: expected a task, one of {', '.join(BUILDERS)}. For boxes: "
             "--task detect."
         )
-    builder = builders_of(task, dict(task_fields), mask_encoder, text_length)
+    budget = None if max_text is None else max(1, max_text - _FRAME)
+    builder = builders_of(task, dict(task_fields), mask_encoder, text_length, budget)
     change = None if wanted is None else partial(augment, options=wanted, load=load)
     if not is_train:
-        source = Subset(source, _askable(source, builders_of(task, dict(task_fields), _no_codes, text_length), seed))
+        source = Subset(source, _askable(source, builders_of(task, dict(task_fields), _no_codes), seed))
     return Built(source, builder, seed=seed, augment=change, skip_empty=is_train)
 
 
@@ -123,6 +128,9 @@ def _askable(source: Any, builder: Any, seed: int) -> Iterator[int]:
             yield index
 
 
+_FRAME = 8  # tokens of a row beside the words of an `ocr` answer: bos, prompt, separator, eos
+
+
 def _no_codes(crops: Any) -> Any:
     """Codes for the question whether there is something to encode at all."""
     return np.zeros((len(crops), N_SEG), np.int64)
@@ -133,6 +141,7 @@ def builders_of(
     fields: Mapping[str, Any],
     mask_encoder: MaskEncoder | None = None,
     text_length: Callable[[str], int] | None = None,
+    max_length: int | None = None,
 ) -> Builder | OneOf:
     """The builder of a task, or one that draws from several, joined by commas; fields are those of each that has them.
 
@@ -149,7 +158,8 @@ def builders_of(
         own = {name: value for name, value in fields.items() if name in known[word]}
         if mask_encoder is not None and "mask_encoder" in known[word]:
             own.setdefault("mask_encoder", mask_encoder)
-        if text_length is not None and "length" in known[word]:
+        if text_length is not None and "length" in known[word] and "max_length" not in own:
             own.setdefault("length", text_length)
+            own["max_length"] = max_length
         made.append(builder_of(word, **own))
     return made[0] if len(made) == 1 else OneOf(tuple(made))

@@ -1,6 +1,6 @@
 """Stages 1 and 2 and the mix, as recipes: every number with its source, or said to be ours.
 
-    stage0       raw SigLIP and raw Gemma put together                          recipes/stage0.py
+    stage0       raw SigLIP and raw Gemma put together                          checkpoints/assemble.py
     stage1       multimodal: everything learns, the image tower slowly          224 px, 128 tokens, 1 billion examples
     stage2_448   more pixels, longer texts                                      448 px, 512 tokens, 50 million
     stage2_896                                                                  896 px, 512 tokens, 10 million

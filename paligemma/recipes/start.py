@@ -88,6 +88,7 @@ def data_options(recipe: "TransferRecipe", base: Base) -> dict[str, Any]:
         "mask_decoder": None if vae is None else vae.decode_array,
         "load": base.processor.load_image,
         "text_length": lambda text: len(base.processor.tokenizer.encode(text)),
+        "max_text": recipe.loader.max_text,
         "seed": recipe.loader.seed,
         **dict(recipe.data_options),
     }

@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from paligemma.data.augment import AugmentOptions
 from paligemma.data.convert import write_split
 from paligemma.data.mixture import Mixture
+from paligemma.data.record import Record, Word
 from paligemma.data.rows import open_rows
+from paligemma.data.sources.coco_write import write_coco
 from paligemma.data.world.records import WorldRecords
 from paligemma.errors import DataError, OptionError
 from tests.training_runs import write_rows
@@ -92,3 +95,15 @@ def test_what_is_wrong_with_a_mixture_is_said_in_a_line(tree, message, tmp_path)
     file.write_text(yaml.safe_dump(tree))
     with pytest.raises(DataError, match=message):
         open_rows(file)
+
+
+def test_long_readings_drop_words_anywhere_instead_of_their_end(tmp_path):
+    words = tuple(Word(f"w{i}", (10.0 * i, 0.0, 10.0 * i + 8, 8.0)) for i in range(30))
+    write_coco([Record((np.zeros((20, 320, 3), np.uint8),), (20, 320), words=words)], tmp_path)
+    options = {"task": "ocr", "text_length": lambda text: len(text.split()), "max_text": 20}
+    source = open_rows(tmp_path, **options)["train"]
+    found = [source.varied(0, epoch).suffix.split() for epoch in range(20)]
+    assert {len(text) for text in found} == {12}
+    assert any("w29" in text for text in found)  # the end is as likely as the beginning
+    assert any("w0" in text for text in found)
+    assert len(open_rows(tmp_path, task="ocr")["train"][0].suffix.split()) == 30
