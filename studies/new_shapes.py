@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """From a COCO folder to a detector, by the command line alone, for shapes that `tiny` was never taught.
 
-    python studies/new_shapes.py --work runs/new_shapes      # a quarter of an hour on two cores; goes on where it stopped
+    python studies/new_shapes.py --work runs/new_shapes      # a quarter of an hour on two cores, and goes on later
     python studies/new_shapes.py --steps 40 --n 24           # a look
 
 Six shapes and their names are new: house, fish, bolt, hourglass, cup, crown. 300 drawn pictures with polygons are a
