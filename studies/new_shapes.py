@@ -157,9 +157,9 @@ Six shapes with their names (house, fish, bolt, hourglass, cup, crown), {args.n}
 detect --method lora` (rank 16 on decoder and image tower, learning rate {args.lr:g}, batch {args.batch}), `eval`,
 `checkpoint merge`, `detect`. Every line is a run of its own with a finished schedule.
 
-What it took: boxes in raster order, one absent name asked with the present ones (`task_fields`), places learned from their
-neighbours (`loc_sigma=8`) and said in every eighth token, as `tiny` says them (`loc_step=8`). With cross-entropy over all
-1,024 places, 800 updates reached AP50 0.13 (one run).
+What it took: boxes in raster order, one absent name asked with the present ones (`task_fields`), places learned from
+their neighbours (`loc_sigma=8`) and said in every eighth token, as `tiny` says them (`loc_step=8`). With cross-entropy
+over all 1,024 places, 800 updates reached AP50 0.13 (one run).
 
 | updates | minutes | AP50 | AP |
 |---:|---:|---:|---:|
