@@ -1,5 +1,6 @@
 """Pictures in any of the usual forms → uint8[H, W, 3] → the float32[3, R, R] in [-1, 1] that the image tower sees."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ _TURNS = {  # EXIF orientation → what undoes it
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
+
+
+_BACK = {6: 8, 8: 6}  # the other turns undo themselves
 
 
 def load_image(
@@ -82,7 +86,12 @@ def open_rgb(
             f"{type(source).__name__} is not a picture: expected a path, bytes, a PIL image or a uint8[H, W, 3] array."
         )
     with open_picture(data, name, max_pixels) as picture:
-        turn = orientation(picture) if exif_orientation else 1
+        turn = orientation(picture)
+        if not exif_orientation:
+            # Pillow turns some formats (TIFF) while it decodes them, whether asked or not.
+            turn = _BACK.get(turn, turn) if _turns_itself(picture, max_pixels) else 1
+        elif _turns_itself(picture, max_pixels):
+            turn = 1
         return _from_pil(picture, name, alpha, turn, max_pixels, draft)
 
 
@@ -133,6 +142,16 @@ def video_pixels(frames: Sequence[Picture], resolution: int, n_frames: int) -> T
 
 def _channels_first(image: Levels) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def _turns_itself(picture: Image.Image, max_pixels: int | None) -> bool:
+    """Whether Pillow has turned a picture upright by the time that it is decoded: its orientation is 1 then."""
+    too_large = max_pixels is not None and picture.width * picture.height > max_pixels  # refused, and not decoded here
+    if picture.format != "TIFF" or orientation(picture) == 1 or too_large:
+        return False
+    with contextlib.suppress(Exception):  # what is wrong with it is said where it is decoded
+        picture.load()
+    return orientation(picture) == 1
 
 
 def _from_array(array: NDArray[Any], alpha: Alpha) -> Picture:

@@ -140,6 +140,22 @@ def test_alpha_is_dropped_or_laid_on_white():
     assert load_image(transparent_colour, alpha="white")[0, 0].tolist() == [255, 255, 255]
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_formats_that_pillow_turns_itself_are_not_turned_twice(orientation: int):
+    flat = np.zeros((4, 6, 3), np.uint8)
+    flat[0, 0], flat[0, 5] = 255, 100
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    files = {}
+    for form in ("PNG", "TIFF"):
+        file = io.BytesIO()
+        Image.fromarray(flat).save(file, form, exif=exif)
+        files[form] = file.getvalue()
+    np.testing.assert_array_equal(load_image(files["TIFF"]), load_image(files["PNG"]))
+    for data in files.values():
+        np.testing.assert_array_equal(load_image(data, exif_orientation=False), flat)
+
+
 def test_orientation_is_applied_to_files_and_bytes_only_and_can_be_turned_off(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rows of the file are columns of the scene
