@@ -253,8 +253,13 @@ def _size(data: bytes, name: str, *, is_whole: bool) -> tuple[int, int]:
         width, height = picture.size
         # Pillow decodes a PNG to its end in search of a turn; only look where the head has one, or text may follow.
         is_plain = picture.format == "PNG" and not is_whole and not picture.info.keys() & _PNG_TURNS
-        # A TIFF that lies on its side says its upright size (Pillow turns it while decoding).
-        turn = 1 if is_plain or picture.format == "TIFF" else orientation(picture)
+        turn = 1 if is_plain else orientation(picture)
+        if picture.format == "TIFF" and turn in (5, 6, 7, 8):
+            # Pillow turns it while decoding; which size its head tells depends on the release.
+            if not is_whole:
+                raise ImageError(f"{name}: a TIFF on its side is measured whole.")
+            picture.load()
+            return picture.height, picture.width
         return (width, height) if turn in (5, 6, 7, 8) else (height, width)
 
 
