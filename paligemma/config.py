@@ -140,7 +140,7 @@ class TokenConfig:
     unk: int = 3
     loc_start: int = 256_000  # <loc0000>; 1,024 of them
     seg_start: int = 257_024  # <seg000>; 128 of them
-    image: int = 257_152  # hf placeholder; never looked up in the table
+    image: int = 257_152  # hf's <image>; never looked up in the table
 
     n_loc: int = 1024
     n_seg: int = 128

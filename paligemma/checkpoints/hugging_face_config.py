@@ -265,7 +265,7 @@ def _tokens(
     image = values.get("image_token_index", values.get("image_token_id"))
     stated = values.get("_vocab_size") or values.get("vocab_size") or text.get("_vocab_size")
     if image is not None and rows - 64 <= image <= rows:
-        real = image  # the placeholder is the first id behind the real vocabulary; filler rows follow
+        real = image  # <image> is the first id behind the real vocabulary; filler rows follow
     elif stated and stated <= rows:
         real = stated
     else:

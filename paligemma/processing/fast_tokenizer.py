@@ -23,7 +23,7 @@ def to_fast_json(model: bytes, image_piece: str | None, name: str) -> bytes:
     """The `tokenizer.json` of a serialised SentencePiece model.
 
     Args:
-        image_piece: spelling of the image placeholder, which gets the first id behind the vocabulary; None for none.
+        image_piece: spelling of the image token, which gets the first id behind the vocabulary; None for none.
         name: of the file, for messages.
 
     Raises:

@@ -130,7 +130,7 @@ class Tokenizer:
 
     @property
     def n_tokens(self) -> int:
-        """Real tokens, loc and seg included; the placeholder <image> and filler rows are not among them."""
+        """Real tokens, loc and seg included; <image> and filler rows are not among them."""
         return self.tokens.n_tokens
 
     def encode(self, text: str, *, special: SpecialTokens = "text") -> list[int]:
@@ -261,7 +261,7 @@ def _token_config(vocabulary: Vocabulary, tokens: TokenConfig | None, name: str)
         starts[f"{kind}_start"] = ids[0]
     image, n_tokens = vocabulary.id(IMAGE_PIECE), vocabulary.size()
     if image is not None and image == n_tokens - 1:
-        n_tokens = image  # the placeholder is no real token; transformers puts it behind all others
+        n_tokens = image  # <image> is no real token; transformers puts it behind all others
     if image is None:
         image = n_tokens if tokens is None else tokens.image
     return dataclasses.replace(expected, n_tokens=n_tokens, image=image, **starts)

@@ -28,7 +28,30 @@ class Rows(Protocol):
     def __getitem__(self, index: int, /) -> Example: ...
 
 
-class Weighted:
+class Changed:
+    """Rows of a source, each changed by `changed`; in the source's own order where it has one."""
+
+    def __init__(self, source: Rows) -> None:
+        self.source = source
+        self.is_ordered = getattr(source, "is_ordered", False)
+        self.is_sequential = getattr(source, "is_sequential", False)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int, /) -> Example:
+        return self.varied(index, 0)
+
+    def varied(self, index: int, epoch: int) -> Example:
+        """The row as it is shown in an epoch."""
+        return self.changed(fetch(self.source, Draw(index, epoch)))
+
+    def changed(self, example: Example) -> Example:
+        """What becomes of a row."""
+        return example
+
+
+class Weighted(Changed):
     """Rows whose weight in the loss is multiplied by that of their task.
 
     Args:
@@ -47,37 +70,21 @@ class Weighted:
                 )
             if factor < 0:
                 raise OptionError(f"task_weights: {task} has {factor}: expected a number of 0 or more.")
-        self.source, self.factors = source, dict(weights)
-        self.is_ordered = getattr(source, "is_ordered", False)
-        self.is_sequential = getattr(source, "is_sequential", False)
+        super().__init__(source)
+        self.factors = dict(weights)
 
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int, /) -> Example:
-        return self.varied(index, 0)
-
-    def varied(self, index: int, epoch: int) -> Example:
-        example = fetch(self.source, Draw(index, epoch))
+    def changed(self, example: Example) -> Example:
         return dataclasses.replace(example, weight=example.weight * self.factors.get(kind_of(example.prefix), 1.0))
 
 
-class OnSteps:
+class OnSteps(Changed):
     """Rows whose suffixes say places in every n-th location token: 0, n, 2 n, … and the last."""
 
     def __init__(self, source: Rows, step: int) -> None:
-        self.source, self.step = source, step
-        self.is_ordered = getattr(source, "is_ordered", False)
-        self.is_sequential = getattr(source, "is_sequential", False)
+        super().__init__(source)
+        self.step = step
 
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int, /) -> Example:
-        return self.varied(index, 0)
-
-    def varied(self, index: int, epoch: int) -> Example:
-        example = fetch(self.source, Draw(index, epoch))
+    def changed(self, example: Example) -> Example:
         return dataclasses.replace(example, suffix=_BOX.sub(self._moved, example.suffix))
 
     def _moved(self, found: re.Match[str]) -> str:
