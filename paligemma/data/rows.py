@@ -16,6 +16,7 @@ import numpy as np
 from paligemma.data.augment import Augmented, AugmentOptions, augment
 from paligemma.data.builders import BUILDERS, Builder, Built, OneOf, builder_of
 from paligemma.data.mixing import is_mixture, read_mixture
+from paligemma.data.record import Record
 from paligemma.data.sources.open import open_data
 from paligemma.data.subset import Subset, held_out
 from paligemma.errors import DataError, OptionError, PaliGemmaError
@@ -111,10 +112,23 @@ def _prompted(
         )
     budget = None if max_text is None else max(1, max_text - _FRAME)
     builder = builders_of(task, dict(task_fields), mask_encoder, text_length, budget)
-    change = None if wanted is None else partial(augment, options=wanted, load=load)
+    only_things = all(word.strip() in OF_THINGS for word in task.split(","))
+    change = None if wanted is None else partial(_augmented, options=wanted, load=load, only_things=only_things)
     if not is_train:
         source = Subset(source, _askable(source, builders_of(task, dict(task_fields), _no_codes), seed))
     return Built(source, builder, seed=seed, augment=change, skip_empty=is_train)
+
+
+# Prompts that are about instances alone: what captions and questions say of left and right does not bind them.
+OF_THINGS = ("detect", "detect_noise", "segment", "list_objects", "presence", "multi_presence", "count")
+
+
+def _augmented(
+    record: Record, rng: np.random.Generator, *, options: AugmentOptions, load: Callable[..., Any], only_things: bool
+) -> Record:
+    if only_things:
+        record = dataclasses.replace(record, texts=(), questions=())
+    return augment(record, rng, options, load=load)
 
 
 def _askable(source: Any, builder: Any, seed: int) -> Iterator[int]:

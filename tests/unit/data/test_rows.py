@@ -47,6 +47,16 @@ def test_only_the_train_split_is_augmented(coco):
     assert all(plain["valid"][i] == changed["valid"][i] for i in range(3))
 
 
+def test_what_a_question_says_of_left_does_not_keep_boxes_from_being_mirrored(coco):
+    flipped = AugmentOptions(flip=1.0)
+    plain, mirrored = (open_rows(coco, task="detect", augmentation=o)["train"] for o in (None, flipped))
+    assert all(plain[i].suffix != mirrored[i].suffix for i in range(6))
+    asked, same = (open_rows(coco, task="answer", augmentation=o)["train"] for o in (None, flipped))
+    told = [i for i in range(6) if any("left" in q.question for q in asked.records[i].questions)]
+    assert told  # `coco` asks what is left of things
+    assert all(asked[i].images == same[i].images for i in told)
+
+
 def test_prompts_refuse_a_task_and_annotations_want_one(coco, tmp_path):
     write_rows(tmp_path, 3)
     assert open_rows(tmp_path)["train"][0].prefix == "caption en"
