@@ -3,10 +3,12 @@
 paligemma eval tiny
 paligemma eval tiny --limit 100 --json
 paligemma eval tiny --model my-folder/ --out scores.json
+paligemma eval tiny --unseen --model tiny --beside tiny-hi --beside runs/old
 paligemma eval digits/ --model runs/digits/model --split test --predictions answers.jsonl
 paligemma eval animals-coco/ --task detect --model runs/animals/model
 
-The suite `tiny`: two fixed held-out sets of 1,000 pictures of coloured shapes and words, plain and full. A folder or
+The suite `tiny`: two fixed held-out sets of 1,000 pictures of coloured shapes and words, plain and full; with --unseen
+the full ones also in outlines, on backgrounds and in fonts that no training picture shows. A folder or
 file of any format: every row's prompt is asked, and its answer scored by the kind of the prompt; annotations become
 prompts by --task.
 """
@@ -14,10 +16,11 @@ prompts by --task.
 import argparse
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from paligemma.cli.args import add_model_options, add_output_options
+from paligemma.cli.args import DEFAULT_MODEL, add_model_options, add_output_options
 from paligemma.cli.run import load_model, note, pair
 from paligemma.errors import OptionError, nearest
 
@@ -37,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--predictions", metavar="FILE", help="of a folder: save every answer as JSONL")
     parser.add_argument("--skip-broken", action="store_true", help="of a folder: leave out rows that cannot be read")
+    parser.add_argument(
+        "--unseen", action="store_true", help="of the suite: also shapes, backgrounds, fonts never shown"
+    )
+    parser.add_argument(
+        "--beside", action="append", default=[], metavar="M", help="of the suite: another model, scored after the first"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures of each set")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="pictures at a time (default: 32)")
     parser.add_argument("--out", metavar="FILE", help="save the scores as JSON too")
@@ -53,39 +62,51 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.out and not Path(args.out).parent.is_dir():
         raise OptionError(f"--out {args.out}: the folder {Path(args.out).parent} does not exist. Make it first.")
-    if is_folder:
-        from paligemma.evals.folder import evaluate_folder
-
-        pg = load_model(args)
-        encoder = None if pg.mask_vae is None else pg.mask_vae.encode_array
-        options = {
-            "task": args.task,
-            "format": args.format,
-            "allow_outside": args.allow_outside,
-            "mask_encoder": encoder,
-        }
-        options |= dict(pair(word, "--option") for word in args.option)
-        rows = split_of(args.suite, args.split, **options)
-        report: Any = evaluate_folder(
-            pg, rows, limit=args.limit, batch_size=args.batch_size, skip_broken=args.skip_broken
-        )
-        if args.predictions:
-            lines = (json.dumps(dataclasses.asdict(one), ensure_ascii=False) for one in report.predictions)
-            Path(args.predictions).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-            note(f"saved {args.predictions}")
-        for text in report.broken:
-            note(f"left out: {text}")
-    else:
-        from paligemma.evals.tiny import evaluate
-
-        pg = load_model(args)
-        report = evaluate(pg, limit=args.limit, batch_size=args.batch_size)
-    scores = {"suite": args.suite, "model": pg.config.name, "dtype": str(pg.dtype), **report.to_dict()}
-    print(json.dumps(scores, ensure_ascii=False) if args.json else report.table())
+    if is_folder and (args.unseen or args.beside):
+        raise OptionError("--unseen and --beside belong to the suite tiny: expected neither with a folder.")
+    reports = [_of_folder(args)] if is_folder else _of_suite(args)
+    found = []
+    for n, (pg, report) in enumerate(reports):
+        found.append({"suite": args.suite, "model": pg.config.name, "dtype": str(pg.dtype), **report.to_dict()})
+        if args.beside:
+            found[-1]["from"] = [args.model or DEFAULT_MODEL, *args.beside][n]
+        if not args.json:
+            print(*([found[-1]["from"]] if args.beside else []), report.table(), sep="\n", flush=True)
+    scores = found if args.beside else found[0]
+    if args.json:
+        print(json.dumps(scores, ensure_ascii=False))
     if args.out:
         Path(args.out).write_text(json.dumps(scores, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         note(f"saved {args.out}")
     return 2 if is_folder and report.broken else 0
+
+
+def _of_folder(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The model and its report on a folder of examples."""
+    from paligemma.evals.folder import evaluate_folder
+
+    pg = load_model(args)
+    encoder = None if pg.mask_vae is None else pg.mask_vae.encode_array
+    options = {"task": args.task, "format": args.format, "allow_outside": args.allow_outside, "mask_encoder": encoder}
+    options |= dict(pair(word, "--option") for word in args.option)
+    rows = split_of(args.suite, args.split, **options)
+    report = evaluate_folder(pg, rows, limit=args.limit, batch_size=args.batch_size, skip_broken=args.skip_broken)
+    if args.predictions:
+        lines = (json.dumps(dataclasses.asdict(one), ensure_ascii=False) for one in report.predictions)
+        Path(args.predictions).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        note(f"saved {args.predictions}")
+    for text in report.broken:
+        note(f"left out: {text}")
+    return pg, report
+
+
+def _of_suite(args: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
+    """Models and their reports on the picture world, one after the other."""
+    from paligemma.evals.tiny import evaluate
+
+    for name in (args.model, *args.beside):
+        pg = load_model(argparse.Namespace(**{**vars(args), "model": name}))
+        yield pg, evaluate(pg, limit=args.limit, unseen=args.unseen, batch_size=args.batch_size)
 
 
 def split_of(folder: str, split: str | None, **options: Any) -> Any:

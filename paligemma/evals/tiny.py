@@ -3,6 +3,9 @@
 Two fixed sets of 1,000 pictures that no training seed can reach: *plain* (1-3 solid shapes on one colour) and *full*
 (up to six shapes and texts, textured, overlapping, on patterned backgrounds). Every picture has fixed questions
 (`paligemma.data.world.exam`).
+
+With `unseen`, the full pictures are drawn three times more, each time with one thing exchanged for what training never
+showed: fonts, outlines of shapes, backgrounds (`paligemma.data.world.unseen`).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +15,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from paligemma.data.world import ANSWER_KINDS, HELD_OUT, Exam, Question, World, exam
+from paligemma.data.world import ANSWER_KINDS, HELD_OUT, UNSEEN, Exam, Question, Unseen, World, exam
 from paligemma.errors import OptionError
 from paligemma.evals.world_scores import Reply, Tally, WorldScores
 
@@ -30,7 +33,11 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class TinyReport:
-    """Scores by set of pictures."""
+    """Scores by set of pictures: plain, full, and where asked for shapes, backgrounds, texts and fonts.
+
+    `shapes`, `backgrounds` and `fonts` are the full pictures with that exchanged; those of `fonts` are the ones with
+    text, whose scores as they were are under `texts`.
+    """
 
     worlds: dict[str, WorldScores]
 
@@ -51,9 +58,13 @@ class TinyReport:
             ("caption facts, recall", [c.caption_recall for c in columns]),
             ("ocr, words", [c.ocr_words for c in columns]),
         ]
-        lines = [f"{'held-out pictures':<32}" + "".join(f"{world:>9}" for world in self.worlds)]
-        lines += [f"{title:<32}" + "".join(f"{_cell(value):>9}" for value in values) for title, values in rows]
-        lines.append(f"{'pictures':<32}" + "".join(f"{c.n_pictures:>9,}" for c in columns))
+        wide = max(9, *(2 + len(world) for world in self.worlds))
+        lines = [f"{'held-out pictures':<32}" + "".join(f"{world:>{wide}}" for world in self.worlds)]
+        if "texts" in self.worlds:
+            above = {"full": "seen", "shapes": "unseen", "backgrounds": "unseen", "texts": "seen", "fonts": "unseen"}
+            lines.insert(0, " " * 32 + "".join(f"{above.get(world, ''):>{wide}}" for world in self.worlds))
+        lines += [f"{title:<32}" + "".join(f"{_cell(value):>{wide}}" for value in values) for title, values in rows]
+        lines.append(f"{'pictures':<32}" + "".join(f"{c.n_pictures:>{wide},}" for c in columns))
         return "\n".join(lines)
 
 
@@ -75,6 +86,7 @@ def evaluate(
     *,
     limit: int | None = None,
     worlds: Sequence[World] = ("plain", "full"),
+    unseen: bool = False,
     batch_size: int = 32,
     progress: bool = True,
 ) -> TinyReport:
@@ -84,6 +96,7 @@ def evaluate(
         model: what `paligemma.load` returns.
         limit: score only the first so many pictures of each set; None scores all 1,000.
         worlds: which sets.
+        unseen: score the full pictures also in shapes, on backgrounds and in fonts that training never showed.
         batch_size: pictures per batch; the scores do not depend on it.
         progress: draw a bar on stderr.
 
@@ -96,17 +109,27 @@ def evaluate(
     for world in worlds:
         if world not in HELD_OUT:
             raise OptionError(f"the set {world!r} does not exist: one of {', '.join(HELD_OUT)}.")
+    sets: list[tuple[str, World, Unseen | None]] = [(world, world, None) for world in worlds]
+    sets += [(what, "full", what) for what in UNSEEN] if unseen else []
     report: dict[str, WorldScores] = {}
-    for world in worlds:
-        tally = Tally()
+    for name, world, what in sets:
         seeds = HELD_OUT[world][:limit]
-        with tqdm(total=len(seeds), desc=f"eval tiny, {world}", unit=" pictures", disable=not progress) as bar:
-            for exams in _chunks((exam(world, seed) for seed in seeds), batch_size):
+        tally, texts = Tally(), Tally()
+        with tqdm(total=len(seeds), desc=f"eval tiny, {name}", unit=" pictures", disable=not progress) as bar:
+            for chunk in _chunks(seeds, batch_size):
+                exams = [
+                    one for one in (exam(world, seed, what) for seed in chunk) if what != "fonts" or one.scene.texts
+                ]
                 for one, replies in zip(exams, ask(model, exams, batch_size=batch_size), strict=True):
                     tally.add(one, replies)
-                bar.update(len(exams))
-        report[world] = tally.scores()
-    return TinyReport(report)
+                    if one.scene.texts:
+                        texts.add(one, replies)
+                bar.update(len(chunk))
+        report[name] = tally.scores()
+        if unseen and name == "full":
+            report["texts"] = texts.scores()
+    order = [*worlds, *(("shapes", "backgrounds", "texts", "fonts") if unseen else ())]
+    return TinyReport({name: report[name] for name in order if name in report})
 
 
 def ask(model: Model, exams: Sequence[Exam], *, batch_size: int) -> list[list[Reply]]:
@@ -138,7 +161,7 @@ def _argument(question: Question) -> Any:
     return "en" if question.kind == "caption" else question.prefix.removeprefix("answer en ")
 
 
-def _chunks(items: Iterable[Exam], size: int) -> Iterator[list[Exam]]:
+def _chunks(items: Iterable[int], size: int) -> Iterator[list[int]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk

@@ -243,6 +243,17 @@ def test_eval_prints_a_table_and_saves_the_scores(model: str, photos: Path, caps
     assert "plain" in out.splitlines()[0]
 
 
+def test_eval_scores_models_beside_each_other_on_what_they_never_saw(model: str, photos: Path, capsys):
+    words = ["eval", "tiny", "--limit", "1", "--unseen", "--model", model, "--beside", model, "--json"]
+    status, out, _ = run(capsys, *words)
+    assert status == 0
+    first, second = json.loads(out)
+    assert first == second  # one model, asked twice
+    assert first["from"] == model
+    assert first.keys() > {"plain", "full", "shapes", "backgrounds", "texts", "fonts"}
+    assert run(capsys, "eval", "photos", "--unseen", "--model", model)[0] == 2
+
+
 def test_the_program_leaves_quietly_when_its_reader_does(model: str, photos: Path):
     words = ["generate", *["photos"] * 10, "--prompt", "a", "--max-new-tokens", "2", "--json", "--model", model]
     command = [sys.executable, "-m", "paligemma", *words, "--batch-size", "1"]

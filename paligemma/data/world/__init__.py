@@ -16,6 +16,7 @@ from paligemma.data.world.render import Rendering, render
 from paligemma.data.world.sample import sample_scene
 from paligemma.data.world.scene import BACKGROUNDS, TEXTURES, Background, Scene, Split, Thing, World
 from paligemma.data.world.shapes import SHAPES
+from paligemma.data.world.unseen import UNSEEN, Unseen, restyled
 from paligemma.data.world.words import WORDS
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "KINDS",
     "SHAPES",
     "TEXTURES",
+    "UNSEEN",
     "WORDS",
     "Background",
     "Exam",
@@ -35,6 +37,7 @@ __all__ = [
     "Scene",
     "Split",
     "Thing",
+    "Unseen",
     "World",
     "ask",
     "ask_everything",
@@ -44,6 +47,7 @@ __all__ = [
     "corpus",
     "exam",
     "render",
+    "restyled",
     "sample_scene",
     "scene_facts",
 ]

@@ -8,6 +8,7 @@ from paligemma.data.world.questions import ANSWER_KINDS, Question, ask_everythin
 from paligemma.data.world.render import Rendering, render
 from paligemma.data.world.sample import sample_scene
 from paligemma.data.world.scene import Scene, World
+from paligemma.data.world.unseen import Unseen, restyled
 
 HELD_OUT: dict[World, range] = {"plain": range(1000), "full": range(1000)}  # seeds of the split "held_out"
 
@@ -29,9 +30,15 @@ class Exam:
     questions: tuple[Question, ...]
 
 
-def exam(world: World, seed: int) -> Exam:
-    """The exam of one held-out seed; `HELD_OUT[world]` lists those of the published scores."""
+def exam(world: World, seed: int, unseen: Unseen | None = None) -> Exam:
+    """The exam of one held-out seed; `HELD_OUT[world]` lists those of the published scores.
+
+    Args:
+        unseen: draw the same scene in fonts, outlines or on backgrounds that no training picture shows.
+    """
     scene = sample_scene(seed, world, "held_out")
+    if unseen is not None:
+        scene = restyled(scene, unseen, seed)
     drawn = render(scene)
     # The questions have a generator of their own: they stay the same when the world draws differently.
     rng = np.random.default_rng((seed, 0xE8A3))

@@ -1,4 +1,7 @@
-"""The bundled fonts: letters A-Z, a-z and digits, of seven kinds (`paligemma/assets/fonts/README.md`)."""
+"""The bundled fonts: letters A-Z, a-z and digits, of seven kinds (`paligemma/assets/fonts/README.md`).
+
+Training pictures are written in `FONTS`; in `UNSEEN_FONTS` only the pictures of `unseen.py`.
+"""
 
 from functools import lru_cache
 from importlib import resources
@@ -15,16 +18,18 @@ FONTS: dict[str, str] = {
     "slab": "slab.otf",
     "hand": "hand.otf",
 }
+UNSEEN_FONTS: dict[str, str] = {"unseen_italic": "unseen_italic.ttf", "unseen_black": "unseen_black.ttf"}
+_FILES = {**FONTS, **UNSEEN_FONTS}
 
 
 @lru_cache(maxsize=1024)
 def font(name: str, size_px: int) -> ImageFont.FreeTypeFont:
     """A bundled font at an em size in pixels, laid out without system libraries so that every machine draws alike."""
-    path = Path(str(resources.files("paligemma") / "assets" / "fonts" / FONTS[name]))
+    path = Path(str(resources.files("paligemma") / "assets" / "fonts" / _FILES[name]))
     return ImageFont.truetype(str(path), size_px, layout_engine=ImageFont.Layout.BASIC)
 
 
-@lru_cache(maxsize=len(FONTS))
+@lru_cache(maxsize=len(_FILES))
 def cap_height(name: str) -> float:
     """Height of a capital letter as a fraction of the em size."""
     _, top, _, bottom = font(name, 200).getbbox("H", anchor="ls")

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from paligemma.data.world.fonts import font, ink_box
 from paligemma.data.world.scene import Background, Thing
 from paligemma.data.world.shapes import parts
+from paligemma.data.world.variants import variant_parts
 
 Floats = NDArray[np.float32]
 
@@ -69,9 +70,10 @@ def _fill(
 
 
 def _shape_patch(thing: Thing, size_hw: tuple[int, int]) -> Patch:
+    outline = variant_parts if thing.variant else parts
     placed = [
         (_turn(points * thing.size_px, thing.angle_deg) + thing.centre_xy_px, adds)
-        for points, adds in parts(thing.shape, thing.elongation)
+        for points, adds in outline(thing.shape, thing.elongation)
     ]
     window = _window(placed[0][0], size_hw)  # the first part spans the others
     ink = _fill(placed, window, _SUPERSAMPLE)
@@ -168,7 +170,16 @@ def _pattern(ground: Background, h: int, w: int) -> Floats:
         return _unit((ramp - low) / (high - low))
     if ground.kind == "stripes":
         return _unit(_wave(_ramp(h, w, ground.angle_deg, 0, 0), ground.period_px) * 3 + 0.5)
+    if ground.kind == "waves":
+        bent = 1.5 * ground.period_px * _wave(_ramp(h, w, ground.angle_deg + 90, 0, 0), 4 * ground.period_px)
+        return _unit(_wave(_ramp(h, w, ground.angle_deg, 0, 0) + bent, ground.period_px) * 3 + 0.5)
     rng = np.random.default_rng(ground.seed)
+    if ground.kind == "rings":
+        y, x = rng.random() * h, rng.random() * w
+        away = np.hypot(np.arange(h, dtype=np.float32)[:, None] - y, np.arange(w, dtype=np.float32) - x)
+        return _unit(_wave(away.astype(np.float32), ground.period_px) * 3 + 0.5)
+    if ground.kind == "bricks":
+        return _bricks(ground, h, w)
     if ground.kind == "noise":
         grain = max(1, round(ground.period_px / 8))
         small = rng.integers(0, 256, size=(-(-h // grain), -(-w // grain)), dtype=np.uint8)
@@ -178,6 +189,17 @@ def _pattern(ground: Background, h: int, w: int) -> Floats:
     else:
         raise KeyError(ground.kind)
     return _unit(np.asarray(canvas, np.float32) / np.float32(255))
+
+
+def _bricks(ground: Background, h: int, w: int) -> Floats:
+    """Courses of bricks, each half a brick off the last, with joints between them."""
+    tall = max(6.0, ground.period_px * 0.7)
+    joint = max(1.0, tall / 7)
+    rows, in_row = np.divmod(np.arange(h, dtype=np.float32), np.float32(tall))
+    along = np.arange(w, dtype=np.float32)[None] + np.float32(tall) * (rows[:, None] % 2)
+    is_joint = (in_row[:, None] < joint) | (along % (2 * tall) < joint)
+    bricks: Floats = np.where(is_joint, np.float32(1), np.float32(0))
+    return bricks
 
 
 def _blobs(ground: Background, h: int, w: int, rng: np.random.Generator) -> Image.Image:

@@ -10,6 +10,7 @@ Split = Literal["train", "held_out"]
 
 TEXTURES: tuple[str, ...] = ("solid", "stripes", "dots", "checker", "gradient", "outline")
 BACKGROUNDS: tuple[str, ...] = ("flat", "gradient", "noise", "stripes", "blobs")
+UNSEEN_BACKGROUNDS: tuple[str, ...] = ("bricks", "waves", "rings")  # in examinations only, `unseen.py`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class Thing:
     font: str = ""
     angle_deg: float = 0.0  # clockwise
     elongation: float = 1.0  # length over width of a rectangle or an oval
+    variant: bool = False  # the other outline of a shape, which no training picture shows
     texture: str = "solid"
     second_rgb: Rgb = (0, 0, 0)  # the texture's other shade
     texture_angle_deg: float = 0.0

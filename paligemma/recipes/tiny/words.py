@@ -31,7 +31,7 @@ class WordOptions:
     """How many rows a step reads, and from how many lines of the corpus they come."""
 
     n_rows: int = 64
-    n_lines: int = 40_000
+    n_lines: int = 10_000
     seed: int = 0
 
 

@@ -179,12 +179,12 @@ def test_an_exam_is_fixed_held_out_and_complete(world):
 class Oracle:
     """Answers every verb truthfully, and like any model knows only the picture and the prompt."""
 
-    def __init__(self):
+    def __init__(self, unseen=()):
         self.known = {}
         self.n_encoded = 0
-        for world in HELD_OUT:
+        for world, what in [*((world, None) for world in HELD_OUT), *(("full", what) for what in unseen)]:
             for seed in range(6):
-                one = exam(world, seed)
+                one = exam(world, seed, what)
                 self.known[one.drawn.image.tobytes()] = one
 
     def encode_image(self, image):
@@ -257,3 +257,16 @@ def test_progress_goes_to_stderr_only(capsys):
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(OptionError, match=message):
         evaluate(Oracle(), **options)
+
+
+def test_unseen_sets_are_the_full_pictures_in_another_style():
+    report = evaluate(Oracle(("shapes", "backgrounds", "fonts")), limit=6, unseen=True, progress=False)
+    assert list(report.worlds) == ["plain", "full", "shapes", "backgrounds", "texts", "fonts"]
+    for name, found in report.worlds.items():
+        assert [getattr(found, score) for score in NUMBERS] == [pytest.approx(1.0)] * len(NUMBERS), name
+    with_text = sum(bool(exam("full", seed).scene.texts) for seed in range(6))
+    assert [report.worlds[name].n_pictures for name in ("shapes", "texts", "fonts")] == [6, with_text, with_text]
+    assert report.worlds["texts"].n_asked["words"] == report.worlds["full"].n_asked["words"]
+    lines = report.table().splitlines()
+    assert lines[0].split() == ["seen", "unseen", "unseen", "seen", "unseen"]
+    assert {len(line) for line in lines} == {len(lines[0])}
