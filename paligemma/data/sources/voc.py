@@ -4,7 +4,8 @@
     train/a.xml  train/a.jpg  valid/…  test/…                                             Roboflow
 
 VOC counts pixels from 1 and includes the last one, so a box (xmin, ymin, xmax, ymax) has the edges (xmin - 1, ymin - 1,
-xmax, ymax). Many tools, Roboflow among them, write edges as they are: read those with `one_based=False`.
+xmax, ymax). Many tools, Roboflow among them, write edges as they are: `find_voc` takes Roboflow's layout so, and any
+other with `one_based=False`.
 """
 
 import math
@@ -154,13 +155,18 @@ class Voc:
         return (left - 1, top - 1, right, bottom) if self.one_based else (left, top, right, bottom)
 
 
-def find_voc(folder: str | Path, *, one_based: bool = True, allow_outside: bool = False) -> dict[str, Voc]:
+def find_voc(folder: str | Path, *, one_based: bool | None = None, allow_outside: bool = False) -> dict[str, Voc]:
     """The splits of a folder; one without lists of names is all "train".
+
+    Args:
+        one_based: as in `Voc`; None: True with an `Annotations` folder, False where XML files lie beside the pictures.
 
     Raises:
         DataError: nothing that looks like VOC, or several years of it.
     """
     path = voc_base(Path(folder))
+    if one_based is None:
+        one_based = (path / "Annotations").is_dir()
     options = {"one_based": one_based, "allow_outside": allow_outside}
     labels = _labels(path)
     found: dict[str, Voc] = {}

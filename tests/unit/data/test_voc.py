@@ -38,6 +38,13 @@ def test_edges_that_count_from_0_are_read_as_they_are(tmp_path):
     assert source[0].instances[0].box_xyxy_px == (11.0, 21.0, 40.0, 30.0)
 
 
+@pytest.mark.parametrize("where", ["train", "."])
+def test_xml_beside_the_pictures_has_edges_unless_told_otherwise(tmp_path, where):
+    path = folder(tmp_path, names=None, pictures=where, texts=where)
+    assert find_voc(path)["train"][0].instances[0].box_xyxy_px == (11.0, 21.0, 40.0, 30.0)
+    assert find_voc(path, one_based=True)["train"][0].instances[0].box_xyxy_px == (10.0, 20.0, 40.0, 30.0)
+
+
 @pytest.mark.parametrize(
     ("options", "inner"),
     [
