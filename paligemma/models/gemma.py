@@ -19,17 +19,20 @@ from paligemma.models.linear import Linear, linear
 from paligemma.models.norms import RMSNorm
 from paligemma.models.recompute import run_block
 from paligemma.models.rope import rotary_angles, rotate
+from paligemma.models.runs import Runs, runs_of
 
 
 @dataclass(frozen=True)
 class Context:
-    """What every layer of one pass shares: rotary angles, masks, and the cache if there is one."""
+    """What every layer of one pass shares: rotary angles, masks, the cache, and the examples that attend alone."""
 
     cos: Tensor
     sin: Tensor
     full_mask: Tensor | None
     sliding_mask: Tensor | None
     cache: KVCache | None
+    full_runs: Runs | None = None
+    sliding_runs: Runs | None = None
 
 
 class GemmaAttention(nn.Module):
@@ -54,9 +57,16 @@ class GemmaAttention(nn.Module):
         if context.cache is not None:
             k, v = context.cache.write(self.layer, k, v)
         mask = context.sliding_mask if self.is_sliding else context.full_mask
-        mixed_BNTH = attention(q, k, v, mask=mask, scale=self.scale, softcap=self.softcap)
+        runs = context.sliding_runs if self.is_sliding else context.full_runs
+        if runs is None:
+            mixed_BNTH = attention(q, k, v, mask=mask, scale=self.scale, softcap=self.softcap)
+        else:
+            mixed_BNTH = runs.attend(q, k, v, self._within)
         out: Tensor = self.out(mixed_BNTH.transpose(1, 2).flatten(-2))
         return out
+
+    def _within(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        return attention(q, k, v, mask=mask, scale=self.scale, softcap=self.softcap)
 
 
 class GemmaMlp(nn.Module):
@@ -157,13 +167,30 @@ class GemmaDecoder(nn.Module):
             sliding = usable_mask(prefix_lm_mask(query, key, window))
         cos, sin = rotary_angles(query.position, self.config.head_dim, self.config.rope_theta)
         cos, sin = cos.to(x_BTD.dtype), sin.to(x_BTD.dtype)
-        context = Context(cos, sin, full, sliding, cache)
+        context = Context(cos, sin, full, sliding, cache, *self._runs(query, full, sliding, cache))
         for block in self.blocks:
             x_BTD = run_block(block, x_BTD, context, recompute=self.recompute)
         if cache is not None:
             cache.advance(x_BTD.shape[1])
         out: Tensor = self.final_norm(x_BTD)
         return out
+
+    def _runs(
+        self, query: Span, full: Tensor | None, sliding: Tensor | None, cache: KVCache | None
+    ) -> tuple[Runs | None, Runs | None]:
+        """Examples that attend on their own, under both masks: where scores are computed one by one and kept."""
+        if (
+            cache is not None
+            or full is None
+            or sliding is None
+            or self.config.attn_logits_softcap is None
+            or full.device.type != "cpu"
+            or not torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+        ):
+            return None, None
+        runs = runs_of(query.segment, query.valid, full[:, 0])
+        return runs, runs if sliding is full else runs_of(query.segment, query.valid, sliding[:, 0])
 
     def logits(self, pre_logits: Tensor, *, capped: bool = True) -> Tensor:
         """float32[..., V]: the product with the embedding table, unscaled, then the final soft cap if asked."""
