@@ -8,7 +8,8 @@ Per resolution and size of source a process of its own runs these sides, all of 
 one first; ratios are medians over the rounds of what the sides took in the same round:
 
     alone   JPEG decoding and bicubic resizing with Pillow, and nothing else
-    files   this package: JSONL rows, JPEG files, tokens, pixels, batches of 16
+    files   this package: JSONL rows, JPEG files, tokens, levels as bytes, batches of 16
+    made    the same, and the numbers in [-1, 1] that the image tower makes of them on its device, here made as well
     tars    the same from a WebDataset tar
     draft   as files, decoding JPEG at a fraction of its size where that still covers the target: other pixels
     peer    `datasets` (json, Image feature), transformers' PaliGemmaProcessor, torch's DataLoader, from files
@@ -31,7 +32,7 @@ from typing import Any  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "results" / "input_pipeline.md"
-SIDES = ("alone", "files", "tars", "draft", "peer")
+SIDES = ("alone", "files", "tars", "made", "draft", "peer")
 AIM = 1.15  # times decoding and resizing alone
 POSITION = 10**9
 
@@ -93,7 +94,7 @@ def row_of(cell: dict[str, Any]) -> dict[str, Any]:
         "resolution": cell["resolution"],
         "per_s": {side: cell["n"] / statistics.median(seconds[side]) for side in SIDES},
         "over_alone": {side: ratio(side, "alone") for side in SIDES if side != "alone"},
-        "peer_over": {side: ratio("peer", side) for side in ("files", "tars", "draft")},
+        "peer_over": {side: ratio("peer", side) for side in ("files", "tars", "made", "draft")},
         "unlike_pixels": cell["unlike_pixels"],
         "n_pixels": cell["n_pixels"],
         "unlike_tokens": cell["unlike_tokens"],
@@ -119,6 +120,8 @@ def page(content: dict[str, Any], wall_s: float) -> str:
         f"{settings['rounds']} rounds, files in the page cache; whole run {wall_s / 60:.0f} min.\n\n"
         f"{_table(content['rows'])}\n\n"
         f"Aim: files / alone and tars / alone at most {AIM}. The peer reads the same files in every row.\n"
+        "Batches hold levels 0 to 255 as bytes; the image tower makes numbers in [-1, 1] of them where it runs. What "
+        "that takes on this CPU is in rows of its own.\n"
         f"{_agreement(content['rows'])}\n\n"
         f"Memory: a reading process holds {content['memory']['growth_mb']:+.2f} MB more for itself when its JSONL file "
         f"has {large:,} rows instead of {small:,} (after {settings['steps']} shuffled batches). The process that opens "
@@ -131,7 +134,10 @@ def page(content: dict[str, Any], wall_s: float) -> str:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    names = {"files": "JPEG files", "tars": "tars", "draft": "JPEG files, draft decoding (other pixels)"}
+    names = {
+        "files": "JPEG files", "tars": "tars", "made": "JPEG files, and floats made on this CPU",
+        "draft": "JPEG files, draft decoding (other pixels)",
+    }  # fmt: skip
     lines = [
         "| source | pixels | from | examples/s | decode + resize alone | time / alone | peer | peer's time / ours |",
         "|---|---:|---|---:|---:|---:|---:|---:|",

@@ -259,11 +259,13 @@ class _Pictures:
     def __init__(self, processor: Processor, distort: Distort | None, seed: int, n: int) -> None:
         self.processor, self.distort, self.seed = processor, distort, seed
         side = processor.config.vision.resolution
-        self.block, self.n = torch.empty(n, 3, side, side), 0
+        # Whole levels travel as bytes; the device makes numbers of them.
+        dtype = torch.uint8 if processor.has_whole_levels else torch.float32
+        self.block, self.n = torch.empty(n, 3, side, side, dtype=dtype), 0
         self.seen: dict[tuple[Any, ...], Tensor] = {}
 
     def __call__(self, text: _Text) -> Tensor | None:
-        """float32[n, 3, R, R] of an example's pictures; None where it has none.
+        """uint8[n, 3, R, R] levels, or float32 pixels, of an example's pictures; None where it has none.
 
         Raises:
             DataError: one cannot be read; the row's name stands in front.

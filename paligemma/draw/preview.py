@@ -156,6 +156,8 @@ def _pieces(item: Item, processor: Processor) -> tuple[tuple[str, str], ...]:
 
 
 def _levels(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    if pixels.dtype == np.uint8:
+        return pixels.transpose(1, 2, 0)
     return np.clip(np.rint((pixels.transpose(1, 2, 0) + 1) * 127.5), 0, 255).astype(np.uint8)
 
 

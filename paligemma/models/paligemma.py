@@ -51,7 +51,10 @@ class PaliGemmaModel(nn.Module):
         self.text = GemmaDecoder(config.text, device=place, dtype=dtype)
 
     def embed_image(self, pixels: Tensor) -> Tensor:
-        """Image tokens float[I, P, D] of pixels float[I, 3, R, R] in [-1, 1]; compute once, reuse for every prompt."""
+        """Image tokens float[I, P, D] of pixels float[I, 3, R, R] in [-1, 1], or of their levels uint8[I, 3, R, R].
+
+        Compute once, reuse for every prompt.
+        """
         out: Tensor = self.projector(self.vision(pixels))
         return out
 

@@ -63,6 +63,12 @@ class SiglipBlock(nn.Module):
         return out
 
 
+def of_levels(levels: Tensor) -> Tensor:
+    """Levels uint8[...] 0 to 255 as float32[...] in [-1, 1], rounded as `processing.image.to_pixels` rounds them."""
+    # Half of 255 as a tensor: CUDA would multiply by the reciprocal of a number, which rounds otherwise.
+    return levels.float() / torch.full((), 127.5, device=levels.device) - 1
+
+
 class SiglipTower(nn.Module):
     """Pixels in, one vector per patch out, in row-major patch order."""
 
@@ -88,6 +94,8 @@ class SiglipTower(nn.Module):
                 f"pixels have shape {list(pixels_I3RR.shape)}: expected [n_images, 3, {R}, {R}] for this checkpoint. "
                 "The Processor resizes pictures; for another resolution load the checkpoint made for it."
             )
+        if pixels_I3RR.dtype == torch.uint8:
+            pixels_I3RR = of_levels(pixels_I3RR)
         conv = self.patch_embedding
         p, g = self.config.patch_size, self.config.grid
         # One matrix product over unfolded patches: the same numbers as the convolution, faster in every dtype.
@@ -99,7 +107,7 @@ class SiglipTower(nn.Module):
         """Encode pictures.
 
         Args:
-            pixels_I3RR: float[I, 3, R, R] in [-1, 1].
+            pixels_I3RR: float[I, 3, R, R] in [-1, 1], or uint8 levels 0 to 255.
 
         Returns:
             [I, P, W] in the tower's dtype, after the final norm.

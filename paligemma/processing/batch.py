@@ -28,7 +28,7 @@ class Item:
 
     Attributes:
         sequence: its row, from `lay_out`.
-        pixels: float32[n, 3, R, R] of its n images in [-1, 1], or None; or
+        pixels: float32[n, 3, R, R] of its n images in [-1, 1], or their uint8 levels, or None; or
         image_embeds: float[n, P, D], the same images after `PaliGemmaModel.embed_image`.
         weight: factor of the example's loss, for tasks that shall count more or less.
     """
@@ -73,7 +73,8 @@ class Batch:
         segment_ids: int64[B, S], the example within the row counted from 1; 0 is padding.
         positions: int64[B, S], counted from 0 within the segment, image slots included; 0 at padding.
         pixels: float32[I, 3, R, R] in [-1, 1], the images of all examples one after another, or with `image_of` each
-            picture once; None without images or with `image_embeds`.
+            picture once; None without images or with `image_embeds`. Batches of a `Loader` hold uint8 levels 0 to 255
+            where resizing gives whole ones: a quarter of the bytes to the device, where the tower makes pixels of them.
         image_embeds: float[I, P, D] in place of pixels.
         image_of: int64[n], which of the I pictures each of the n images of all examples is, where several examples are
             about one picture: it runs through the tower once. None: each its own.

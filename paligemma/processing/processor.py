@@ -156,7 +156,10 @@ class Processor:
         )
 
     def pixels(self, pictures: List[Any], *, out: Tensor | None = None) -> Tensor:
-        """Pictures as float32[n, 3, R, R] in [-1, 1]; `out` of that shape is written into and returned."""
+        """Pictures as float32[n, 3, R, R] in [-1, 1]; `out` of that shape is written into and returned.
+
+        `out` may be uint8 where `has_whole_levels`: then it takes the levels, of which the tower makes the same pixels.
+        """
         rules, side = self.config.processing, self.config.vision.resolution
         made = torch.empty(len(pictures), 3, side, side) if out is None else out
         for picture, place in zip(pictures, made, strict=True):
@@ -166,6 +169,11 @@ class Processor:
             )  # fmt: skip
             to_pixels(loaded, side, rules.resize, out=place)
         return made
+
+    @property
+    def has_whole_levels(self) -> bool:
+        """Whether resized pictures are whole levels 0 to 255, as in all released models."""
+        return self.config.processing.resize != "float_bilinear_aa"
 
     def load_image(self, picture: Any) -> Picture:
         """One picture as uint8[H, W, 3], with the alpha and orientation rules of this model."""

@@ -9,6 +9,7 @@ from paligemma.config import PaliGemmaConfig, TextConfig, TokenConfig, VisionCon
 from paligemma.models.init import init_weights
 from paligemma.models.kv_cache import KVCache
 from paligemma.models.paligemma import PaliGemmaModel
+from paligemma.models.siglip import of_levels
 
 pytestmark = pytest.mark.gpu
 
@@ -23,6 +24,11 @@ CONFIG = PaliGemmaConfig(
 UNCAPPED = dataclasses.replace(
     CONFIG, text=dataclasses.replace(CONFIG.text, attn_logits_softcap=None, final_logits_softcap=None)
 )
+
+
+def test_levels_become_the_numbers_of_the_cpu() -> None:
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(of_levels(levels.cuda()).cpu(), of_levels(levels))
 
 
 def rows() -> dict[str, torch.Tensor]:

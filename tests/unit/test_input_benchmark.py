@@ -21,7 +21,7 @@ pytestmark = [
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "input_pipeline.py"
 FEW, MANY = 500, 100_000
-SIDES = {"alone", "files", "tars", "draft", "peer"}
+SIDES = {"alone", "files", "tars", "made", "draft", "peer"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]
 def test_the_page_has_a_row_for_every_side_source_and_resolution(saved: tuple[str, dict[str, Any]]):
     page, numbers = saved
     rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| 160 × 120")]
-    assert len(rows) == 3 * 2
+    assert len(rows) == 4 * 2
     assert {len(row) for row in rows} == {8}
     assert sum("draft decoding (other pixels)" in row[2] for row in rows) == 2
     for word in ("Python", "torch", "transformers", "datasets", "pillow", "cores", "Memory:", "Seek:"):

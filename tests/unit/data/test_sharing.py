@@ -9,6 +9,7 @@ from paligemma.data.loader import Loader, LoaderOptions
 from paligemma.errors import DataError, OptionError
 from paligemma.models.init import init_weights
 from paligemma.models.paligemma import PaliGemmaModel
+from paligemma.models.siglip import of_levels
 from paligemma.train.loss import loss_sums
 from tests.training_runs import SMALL, processor
 
@@ -52,6 +53,15 @@ def test_a_shared_picture_is_encoded_once_and_gives_the_same_loss_and_gradients(
         found.append((sums.total.detach(), grads))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-6)
+
+
+def test_batches_hold_levels_of_which_the_tower_makes_the_same_pixels():
+    (batch,) = loader(Asked()).step(0).parts
+    assert batch.pixels.dtype == torch.uint8
+    pixels = processor().pixels(Asked().pictures)
+    assert torch.equal(of_levels(batch.pixels), pixels)
+    model = init_weights(PaliGemmaModel(SMALL), torch.Generator().manual_seed(0), zero_projector=False)
+    assert torch.equal(model.embed_image(batch.pixels), model.embed_image(pixels))
 
 
 def test_distortion_is_seeded_by_the_place_and_sees_the_picture_as_it_is():
