@@ -1,15 +1,15 @@
-"""Scores of a transfer's answers, by the metrics that this package has.
+"""Scores of a transfer's answers, by the metric that its row of the table is reported with; the first is that one.
 
-What stands in `Transfer.metrics` and not here yet (VQA accuracy, ANLS, relaxed accuracy, accuracies by kind of
-question) is told by name in the table; exact match with any of the true answers is given beside it, and called that.
+Kinds of questions are told apart where the rows say them: `answer_type` (VQA v2), `question_type` (RSVQA), `issimple`
+(TallyQA).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from paligemma.errors import OptionError, ShapeError
+from paligemma.errors import DataError, OptionError, ShapeError
+from paligemma.metrics.answers import anls, as_digits, letter_of, relaxed_match, soft_accuracy, vqa_accuracy
 from paligemma.metrics.caption import bleu, cider
 from paligemma.metrics.segmentation import referring_scores
-from paligemma.metrics.text import exact_match
 from paligemma.recipes.transfers.base import Row, Transfer, Turn
 from paligemma.recipes.transfers.boxes import mask_of, referred_box
 from paligemma.recipes.transfers.captions import TRANSFERS as CAPTIONED
@@ -18,8 +18,8 @@ from paligemma.recipes.transfers.video import TRANSFERS as FILMED
 from paligemma.tasks.base import MaskDecoder
 from paligemma.tasks.segmentation import read_referring
 
-# Compared without case, as their evaluators do.
-LOWER = ("chartqa", "docvqa", "ocrvqa", "pope", "science_qa")
+# Compared without case, as their evaluators do. Of POPE they lower-case the answer only; its truth is in lower case.
+LOWER = ("chartqa", "docvqa", "infovqa", "ocrvqa", "pope", "science_qa", "stvqa")
 STORED = ("simple", "forkme", "vertexai_l4", "notebook")
 
 
@@ -52,16 +52,89 @@ def score(
         values = cider(predictions, true)
         scores = {"CIDEr": sum(values) / len(values) if values else float("nan")}
         return scores | ({"BLEU-4": bleu(predictions, true)[3]} if "BLEU-4" in transfer.metrics else {})
-    said = [text.lower() if name in LOWER else text for text in predictions]
-    known = [[text.lower() if name in LOWER else text for text in answers] for answers in true]
-    nearest = [text if text in answers else answers[0] for text, answers in zip(said, known, strict=True)]
+    lower = name in LOWER
+    said = [text.lower() if lower else text for text in predictions]
+    known = [[text.lower() if lower else text for text in answers] for answers in true]
+    own = _OWN.get(name)
+    scores = {} if own is None else own(said, known, rows)
     told = "exact match" if transfer.choose == "only" else "exact match with any"
-    return {told: exact_match(said, nearest, literal=True)}
+    return scores | {told: _mean([text in answers for text, answers in zip(said, known, strict=True)])}
 
 
 def _answers(transfer: Transfer, row: Row, where: str) -> list[str]:
     pictures = dict.fromkeys(transfer.pictures)  # not needed to compare words
     return transfer.answers({**pictures, **row}, Turn(is_training=False, where=where))[1]
+
+
+Scorer = Callable[[Sequence[str], Sequence[Sequence[str]], Sequence[Row]], dict[str, float]]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _by(kinds: Sequence[str | None], values: Sequence[float], told: str) -> dict[str, float]:
+    """The mean of each kind, in alphabetical order; rows without a kind are in none."""
+    return {
+        f"{told}, {kind}": _mean([value for value, own in zip(values, kinds, strict=True) if own == kind])
+        for kind in sorted({kind for kind in kinds if kind is not None})
+    }
+
+
+def _said_by(rows: Sequence[Row], name: str) -> list[str | None]:
+    return [None if row.get(name) is None else str(row[name]) for row in rows]
+
+
+def _each(measure: Callable[[str, Sequence[str]], float], told: str, kind: str = "") -> Scorer:
+    def score_all(said: Sequence[str], known: Sequence[Sequence[str]], rows: Sequence[Row]) -> dict[str, float]:
+        values = []
+        for number, (text, answers) in enumerate(zip(said, known, strict=True)):
+            try:
+                values.append(float(measure(text, answers)))
+            except ValueError as error:
+                raise DataError(f"row {number}: {error}") from None
+        return {told: _mean(values)} | (_by(_said_by(rows, kind), values, told) if kind else {})
+
+    return score_all
+
+
+def _remote_sensing(said: Sequence[str], known: Sequence[Sequence[str]], rows: Sequence[Row]) -> dict[str, float]:
+    """Every kind of question counts alike; the second mean is of comparisons and presence, as the reference has it."""
+    kinds = _said_by(rows, "question_type")
+    right = [float(text in answers) for text, answers in zip(said, known, strict=True)]
+    apart = _by(kinds, right, "accuracy")
+    if not apart:
+        return {}
+    words = [value for name, value in apart.items() if name in ("accuracy, comp", "accuracy, presence")]
+    return {"mean of kinds": _mean(list(apart.values())), "mean of kinds, without numbers": _mean(words)} | apart
+
+
+def _counts(said: Sequence[str], known: Sequence[Sequence[str]], rows: Sequence[Row]) -> dict[str, float]:
+    right = [float(as_digits(text) == as_digits(answers[0])) for text, answers in zip(said, known, strict=True)]
+    named = {"1": "simple", "True": "simple", "0": "complex", "False": "complex"}  # -1: nobody said
+    kinds = [named.get(kind or "") for kind in _said_by(rows, "issimple")]
+    return {"accuracy": _mean(right)} | _by(kinds, right, "accuracy")
+
+
+def _letters(said: Sequence[str], known: Sequence[Sequence[str]], _rows: Sequence[Row]) -> dict[str, float]:
+    found = [letter_of(text) for text in said]
+    right = [float(letter == letter_of(answers[0])) for letter, answers in zip(found, known, strict=True)]
+    return {"accuracy": _mean(right), "without a letter": _mean([float(letter is None) for letter in found])}
+
+
+def _yes_or_no(said: Sequence[str], known: Sequence[Sequence[str]], _rows: Sequence[Row]) -> dict[str, float]:
+    right = [float(text in answers) for text, answers in zip(said, known, strict=True)]
+    return {"accuracy": _mean(right), "valid": _mean([float(text in ("yes", "no")) for text in said])}
+
+
+_RELAXED = _each(lambda text, answers: relaxed_match(text, answers[0]), "relaxed accuracy")
+_OWN: dict[str, Scorer] = {
+    **dict.fromkeys(("vqav2", "textvqa"), _each(vqa_accuracy, "VQAv2 accuracy", "answer_type")),
+    **dict.fromkeys(("okvqa", "aokvqa_da", "vizwizvqa"), _each(soft_accuracy, "VQA accuracy")),
+    **dict.fromkeys(("docvqa", "infovqa", "stvqa"), _each(anls, "ANLS")),
+    **dict.fromkeys(("rsvqa_lr", "rsvqa_hr"), _remote_sensing),
+    "chartqa": _RELAXED, "tallyqa": _counts, "science_qa": _letters, "pope": _yes_or_no,
+}  # fmt: skip
 
 
 def _referring(predictions: Sequence[str], rows: Sequence[Row], mask_decoder: MaskDecoder | None) -> dict[str, float]:

@@ -427,7 +427,7 @@ def test_true_answers_score_fully_and_others_not(name: str):
     worst = score(name, ["zzz", "zzz"], [row, row])[told]
     assert worst == 0
     if told != "CIDEr":  # over two equal captions every word is common, and weighs nothing
-        assert best == 1
+        assert best == 1 or (told == "VQA accuracy" and best >= 1 / 3)  # of few people, fewer than three may agree
 
 
 def test_captions_are_scored_against_all_of_a_rows():
