@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from paligemma.data.record import Asked, Instance, Mask, Record, Text, Word
+from paligemma.data.sources.compact import Compact
 from paligemma.data.sources.folder import picture_size, read_text
 from paligemma.data.sources.jsonl import SPLITS
 from paligemma.data.sources.paths import is_inside, picture_path
@@ -52,20 +53,22 @@ class Coco:
         self.path = self.paths[0]
         self.images = Path(images) if images is not None else self.path.parent
         self.allow_outside = allow_outside
-        self._rows: list[dict[str, Any]] = []
-        self._notes: dict[Any, list[dict[str, Any]]] = {}  # image id → annotations
+        rows: list[dict[str, Any]] = []
+        notes: dict[Any, list[dict[str, Any]]] = {}  # image id → annotations
         self._categories: dict[Any, str] = {}
         self._unclear: dict[str, set[Any]] = {"image": set(), "category": set()}  # ids that mean two things
         problems: list[str] = []
         categories: dict[Any, dict[str, Any]] = {}
         for file in self.paths:
             tables = _tables(file)
-            problems += self._add_images(tables["images"], file)
+            problems += self._add_images(tables["images"], file, rows)
             problems += self._add_categories(tables["categories"], file, categories)
-            problems += self._add_annotations(tables["annotations"], file)
-        if not self._rows:
+            problems += _add_annotations(tables["annotations"], file, rows, notes)
+        if not rows:
             raise DataError(f"{self.path}: no pictures: expected rows in 'images'. Is this the right file?")
-        self.labels = self._labels(categories)
+        self.labels = _labels(categories, notes)
+        self._rows = Compact(rows)
+        self._notes = Compact(notes.get(row.get("id"), ()) for row in rows)
         self.problems = tuple(problems)
         self._name = self.path.name
         if self._name.startswith("_"):  # Roboflow calls the file of every split the same
@@ -81,7 +84,8 @@ class Coco:
 
     def row(self, index: int) -> dict[str, Any]:
         """An image as it stands in the file."""
-        return self._rows[index]
+        row: dict[str, Any] = self._rows[index]
+        return row
 
     def __getitem__(self, index: int) -> Record:
         """The record of a picture; nothing is decoded. Its size comes from the file, or else from the picture's head.
@@ -90,7 +94,7 @@ class Coco:
             DataError: the picture is not there or not allowed, or an annotation cannot be used: an unknown category, no
                 box or not four finite numbers, a mask of another size, two pictures of one id.
         """
-        row, where = self._rows[index], self.where(index)
+        row, where = self.row(index), self.where(index)
         if row.get("id") is None:
             raise DataError(f"{where}: no id: expected a number. Give every image one.")
         if row["id"] in self._unclear["image"]:
@@ -99,7 +103,7 @@ class Coco:
         size = _size(row, where) or picture_size(picture, where)
         found: dict[str, list[Any]] = {"instances": [], "texts": [], "words": [], "questions": []}
         n_illegible = 0
-        for note in self._notes.get(row["id"], ()):
+        for note in self._notes[index]:
             called = f"{where}: annotation {note.get('id')}"
             if "caption" in note:
                 found["texts"].append(_text(note, called))
@@ -119,12 +123,13 @@ class Coco:
         parts = {kind: tuple(items) for kind, items in found.items()}
         return Record((picture,), size, id=str(row["id"]), where=where, meta=meta, **parts)
 
-    def _add_images(self, rows: Iterable[Any], file: Path) -> list[str]:
-        known = {row.get("id"): row for row in self._rows if row.get("id") is not None}
+    def _add_images(self, given: Iterable[Any], file: Path, rows: list[dict[str, Any]]) -> list[str]:
+        """Append the pictures of a file to `rows`; what is wrong with them."""
+        known = {row.get("id"): row for row in rows if row.get("id") is not None}
         seen: set[Any] = set()
         twice: list[str] = []
         other: list[str] = []
-        for row in rows:
+        for row in given:
             if not isinstance(row, dict) or not isinstance(row.get("id"), int | str | None):
                 raise DataError(f"{file}: an image {str(row)[:80]}: expected an object with id and file_name.")
             id = row.get("id")
@@ -132,7 +137,7 @@ class Coco:
             if same is not None:
                 (twice if id in seen else other).append(f"{id}: {same.get('file_name')} and {row.get('file_name')}")
             if same is None or same.get("file_name") != row.get("file_name"):
-                self._rows.append(row)
+                rows.append(row)
                 if same is not None:
                     self._unclear["image"].add(id)
             elif id not in seen:
@@ -158,45 +163,6 @@ class Coco:
             self._categories.setdefault(row["id"], row["name"])
         twice = [name for name, n in names.items() if n > 1]
         return problems + [f"{file.name}: {names[name]} categories are called {name!r}" for name in twice]
-
-    def _add_annotations(self, rows: Iterable[Any], file: Path) -> list[str]:
-        problems = []
-        images = {row.get("id") for row in self._rows}
-        ids: set[Any] = set()
-        n_twice, twice = 0, None
-        unknown: list[dict[str, Any]] = []
-        for row in rows:
-            if not isinstance(row, dict) or not isinstance(row.get("image_id"), int | str | None):
-                raise DataError(f"{file}: an annotation {str(row)[:80]}: expected an object with image_id.")
-            if isinstance(id := row.get("id"), int | str):
-                n_twice, twice = (n_twice + 1, twice if n_twice else id) if id in ids else (n_twice, twice)
-                ids.add(id)
-            if row.get("image_id") in images:
-                self._notes.setdefault(row["image_id"], []).append(row)
-            else:
-                unknown.append(row)
-        if n_twice:
-            problems.append(f"{file.name}: {n_twice:,} annotation ids are used twice, the first {twice}")
-        if unknown:
-            first = f"annotation {unknown[0].get('id')} of image {unknown[0].get('image_id')}"
-            problems.append(f"{file.name}: {len(unknown):,} annotations of pictures that are not there, first {first}")
-        return problems
-
-    def _labels(self, categories: dict[Any, dict[str, Any]]) -> tuple[str, ...]:
-        used: set[Any] = set()
-        words: set[Any] = set()
-        for notes in self._notes.values():
-            for note in notes:
-                if isinstance(id := note.get("category_id"), int):
-                    (words if "utf8_string" in note else used).add(id)
-        words -= used
-        others = [row for row in categories.values() if row["id"] != 0]
-        root = categories.get(0)
-        is_root = bool(others) and root is not None and all(row.get("supercategory") == root["name"] for row in others)
-        if is_root and 0 not in used:
-            words = words | {0}  # Roboflow's: the project's own name
-        left = sorted(id for id in categories if id not in words)
-        return tuple(dict.fromkeys(categories[id]["name"] for id in left))
 
     def _label(self, note: Mapping[str, Any], where: str) -> str:
         id = note.get("category_id")
@@ -313,6 +279,51 @@ def _tables(path: Path) -> dict[str, list[Any]]:
 
 def _listed(table: Any) -> list[Any]:
     return list(table.values()) if isinstance(table, dict) else []
+
+
+def _add_annotations(
+    given: Iterable[Any], file: Path, rows: list[dict[str, Any]], notes: dict[Any, list[dict[str, Any]]]
+) -> list[str]:
+    """Add the annotations of a file to those of its pictures in `notes`; what is wrong with them."""
+    problems = []
+    images = {row.get("id") for row in rows}
+    ids: set[Any] = set()
+    n_twice, twice = 0, None
+    unknown: list[dict[str, Any]] = []
+    for row in given:
+        if not isinstance(row, dict) or not isinstance(row.get("image_id"), int | str | None):
+            raise DataError(f"{file}: an annotation {str(row)[:80]}: expected an object with image_id.")
+        if isinstance(id := row.get("id"), int | str):
+            n_twice, twice = (n_twice + 1, twice if n_twice else id) if id in ids else (n_twice, twice)
+            ids.add(id)
+        if row.get("image_id") in images:
+            notes.setdefault(row["image_id"], []).append(row)
+        else:
+            unknown.append(row)
+    if n_twice:
+        problems.append(f"{file.name}: {n_twice:,} annotation ids are used twice, the first {twice}")
+    if unknown:
+        first = f"annotation {unknown[0].get('id')} of image {unknown[0].get('image_id')}"
+        problems.append(f"{file.name}: {len(unknown):,} annotations of pictures that are not there, first {first}")
+    return problems
+
+
+def _labels(categories: dict[Any, dict[str, Any]], notes: dict[Any, list[dict[str, Any]]]) -> tuple[str, ...]:
+    """Names of the categories, less those that no thing can have."""
+    used: set[Any] = set()
+    words: set[Any] = set()
+    for own in notes.values():
+        for note in own:
+            if isinstance(id := note.get("category_id"), int):
+                (words if "utf8_string" in note else used).add(id)
+    words -= used
+    others = [row for row in categories.values() if row["id"] != 0]
+    root = categories.get(0)
+    is_root = bool(others) and root is not None and all(row.get("supercategory") == root["name"] for row in others)
+    if is_root and 0 not in used:
+        words = words | {0}  # Roboflow's: the project's own name
+    left = sorted(id for id in categories if id not in words)
+    return tuple(dict.fromkeys(categories[id]["name"] for id in left))
 
 
 def _size(row: Mapping[str, Any], where: str) -> tuple[int, int] | None:

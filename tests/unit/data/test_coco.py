@@ -1,7 +1,9 @@
 """COCO files: all their kinds of annotations, the usual layouts, and what is wrong named with its row."""
 
+import gc
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from pycocotools.coco import COCO
 from paligemma.data.record import Asked, Instance, Mask, Record, Text, Word
 from paligemma.data.sources.coco import Coco, find_coco
 from paligemma.data.sources.coco_write import write_coco
+from paligemma.data.sources.compact import Compact
 from paligemma.errors import DataError, OptionError
 from paligemma.results import mask_to_rle, pack_counts
 from tests.picture_folders import SIZE_HW, all_of, annotations, drawn_records, picture
@@ -364,3 +367,36 @@ def test_a_label_that_is_not_in_the_list_is_named(tmp_path):
     record = Record((picture(tmp_path / "a.png"),), SIZE_HW, (Instance("cta", (1, 2, 3, 4)),))
     with pytest.raises(DataError, match=r"'cta' is none of the 2.*Did you mean 'cat'"):
         write_coco([record], tmp_path / "out", labels=("cat", "dog"))
+
+
+def test_a_large_file_is_kept_as_bytes_and_read_as_before(tmp_path):
+    def objects(n: int) -> int:
+        images = [IMAGE | {"id": i, "file_name": f"{i}.png"} for i in range(n)]
+        notes = [BOX | {"id": 3 * i + k, "image_id": i, "bbox": [k, 1.5, 3, 4]} for i in range(n) for k in range(3)]
+        path = tmp_path / f"{n}.json"
+        path.write_text(json.dumps({"images": images, "annotations": notes, "categories": CATEGORIES}))
+        gc.collect()
+        before = len(gc.get_objects())
+        source = Coco(path)
+        gc.collect()
+        made = len(gc.get_objects()) - before
+        assert len(source) == n
+        assert source.row(n - 1) == images[-1]
+        picture(tmp_path / f"{n - 1}.png")
+        assert [i.box_xyxy_px[:2] for i in source[n - 1].instances] == [(0, 1.5), (1, 1.5), (2, 1.5)]
+        assert pickle.loads(pickle.dumps(source))[n - 1] == source[n - 1]
+        return made
+
+    few, many = objects(10), objects(2000)
+    assert many - few < 50  # 8,000 dictionaries as objects
+
+
+def test_values_kept_as_bytes_are_a_sequence():
+    values = [{"a": 1.1, "ü": None}, [], "x\\n", 7, {"b": [1e300, -0.0, "\\ud800"]}]
+    kept = Compact(iter(values))
+    assert list(kept) == values
+    assert kept[-1] == values[-1]
+    assert kept[1:3] == values[1:3]
+    with pytest.raises(IndexError):
+        kept[5]
+    assert len(Compact([])) == 0
