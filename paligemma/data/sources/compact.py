@@ -12,7 +12,7 @@ import numpy as np
 class Compact(Sequence[Any]):
     """JSON values by number, each parsed again when it is asked for.
 
-    A million annotations as objects of Python take ten times their JSON, and a reading process that merely looks at one
+    Objects of Python take four times as much as their JSON, and a reading process that merely looks at one
     writes to its counter of references, which copies the page that it shares with the others. Bytes stay shared.
     """
 
