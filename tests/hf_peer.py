@@ -6,12 +6,14 @@ sdpa sees everything; so both are always given, and attention is always "eager".
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PaliGemmaConfig as PeerConfig
 from transformers import PaliGemmaForConditionalGeneration
 
 from paligemma.config import PaliGemmaConfig
 from paligemma.models.paligemma import PaliGemmaModel
+from paligemma.models.siglip import of_levels
 from paligemma.processing.batch import Batch
 
 _TOWER = {
@@ -90,4 +92,7 @@ def peer_inputs(batch: Batch, config: PaliGemmaConfig) -> dict[str, Tensor]:
         "attention_mask": batch.mask_input.long(),
         "token_type_ids": (batch.mask_ar.bool() & batch.mask_input).long(),
     }
-    return inputs if batch.pixels is None else {**inputs, "pixel_values": batch.pixels}
+    if batch.pixels is None:
+        return inputs
+    pixels = of_levels(batch.pixels) if batch.pixels.dtype == torch.uint8 else batch.pixels
+    return {**inputs, "pixel_values": pixels}

@@ -44,7 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--unseen", action="store_true", help="of the suite: also shapes, backgrounds, fonts never shown"
     )
     parser.add_argument(
-        "--beside", action="append", default=[], metavar="M", help="of the suite: another model, scored after the first"
+        "--beside",
+        action="append",
+        default=[],
+        metavar="M",
+        help="of the suite: another model, scored after the first, without its --adapter",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures of each set")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="pictures at a time (default: 32)")
@@ -66,12 +70,12 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError("--unseen and --beside belong to the suite tiny: expected neither with a folder.")
     reports = [_of_folder(args)] if is_folder else _of_suite(args)
     found = []
-    for n, (pg, report) in enumerate(reports):
-        found.append({"suite": args.suite, "model": pg.config.name, "dtype": str(pg.dtype), **report.to_dict()})
+    for origin, model, report in reports:
+        found.append({"suite": args.suite, **model, **report.to_dict()})
         if args.beside:
-            found[-1]["from"] = [args.model or DEFAULT_MODEL, *args.beside][n]
+            found[-1]["from"] = origin
         if not args.json:
-            print(*([found[-1]["from"]] if args.beside else []), report.table(), sep="\n", flush=True)
+            print(*([origin] if args.beside else []), report.table(), sep="\n", flush=True)
     scores = found if args.beside else found[0]
     if args.json:
         print(json.dumps(scores, ensure_ascii=False))
@@ -81,7 +85,14 @@ def run(args: argparse.Namespace) -> int:
     return 2 if is_folder and report.broken else 0
 
 
-def _of_folder(args: argparse.Namespace) -> tuple[Any, Any]:
+Report = tuple[str, dict[str, str], Any]  # where the model came from, what it is, its scores
+
+
+def _named(pg: Any) -> dict[str, str]:
+    return {"model": pg.config.name, "dtype": str(pg.dtype)}
+
+
+def _of_folder(args: argparse.Namespace) -> Report:
     """The model and its report on a folder of examples."""
     from paligemma.evals.folder import evaluate_folder
 
@@ -97,16 +108,23 @@ def _of_folder(args: argparse.Namespace) -> tuple[Any, Any]:
         note(f"saved {args.predictions}")
     for text in report.broken:
         note(f"left out: {text}")
-    return pg, report
+    return args.model or DEFAULT_MODEL, _named(pg), report
 
 
-def _of_suite(args: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
-    """Models and their reports on the picture world, one after the other."""
+def _of_suite(args: argparse.Namespace) -> Iterator[Report]:
+    """Models and their reports on the picture world, one after the other; an adapter and the like are the first's."""
+    from paligemma.api.loading import find
     from paligemma.evals.tiny import evaluate
 
-    for name in (args.model, *args.beside):
-        pg = load_model(argparse.Namespace(**{**vars(args), "model": name}))
-        yield pg, evaluate(pg, limit=args.limit, unseen=args.unseen, batch_size=args.batch_size)
+    for name in args.beside:
+        find(name)  # a name that leads nowhere is said before minutes are spent on the others
+    own = dict.fromkeys(("adapter", "tokenizer", "mask_vae", "revision"))
+    for n, name in enumerate((args.model, *args.beside)):
+        pg = load_model(argparse.Namespace(**{**vars(args), **(own if n else {}), "model": name}))
+        report = evaluate(pg, limit=args.limit, unseen=args.unseen, batch_size=args.batch_size)
+        named = _named(pg)
+        del pg  # room for the next
+        yield name or DEFAULT_MODEL, named, report
 
 
 def split_of(folder: str, split: str | None, **options: Any) -> Any:

@@ -58,7 +58,7 @@ class TinyReport:
             ("caption facts, recall", [c.caption_recall for c in columns]),
             ("ocr, words", [c.ocr_words for c in columns]),
         ]
-        wide = max(9, *(2 + len(world) for world in self.worlds))
+        wide = max([9, *(2 + len(world) for world in self.worlds)])
         lines = [f"{'held-out pictures':<32}" + "".join(f"{world:>{wide}}" for world in self.worlds)]
         if "texts" in self.worlds:
             above = {"full": "seen", "shapes": "unseen", "backgrounds": "unseen", "texts": "seen", "fonts": "unseen"}
@@ -96,7 +96,8 @@ def evaluate(
         model: what `paligemma.load` returns.
         limit: score only the first so many pictures of each set; None scores all 1,000.
         worlds: which sets.
-        unseen: score the full pictures also in shapes, on backgrounds and in fonts that training never showed.
+        unseen: score the full pictures, asked for or not, also in shapes, on backgrounds and in fonts that training
+            never showed.
         batch_size: pictures per batch; the scores do not depend on it.
         progress: draw a bar on stderr.
 
@@ -109,6 +110,7 @@ def evaluate(
     for world in worlds:
         if world not in HELD_OUT:
             raise OptionError(f"the set {world!r} does not exist: one of {', '.join(HELD_OUT)}.")
+    worlds = [*worlds, *(("full",) if unseen and "full" not in worlds else ())]
     sets: list[tuple[str, World, Unseen | None]] = [(world, world, None) for world in worlds]
     sets += [(what, "full", what) for what in UNSEEN] if unseen else []
     report: dict[str, WorldScores] = {}
@@ -122,7 +124,7 @@ def evaluate(
                 ]
                 for one, replies in zip(exams, ask(model, exams, batch_size=batch_size), strict=True):
                     tally.add(one, replies)
-                    if one.scene.texts:
+                    if unseen and what is None and world == "full" and one.scene.texts:
                         texts.add(one, replies)
                 bar.update(len(chunk))
         report[name] = tally.scores()

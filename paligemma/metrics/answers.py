@@ -48,13 +48,15 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """VQA v2 (also TextVQA): the mean of `soft_accuracy` over all ways to leave one of the ten true answers out.
 
     Line breaks and tabs become spaces and both ends are stripped; where people disagree, both sides are `normalised`.
+    Of a single true answer none can be left out: it is matched or not.
 
     Raises:
-        ValueError: fewer than two true answers.
+        ValueError: no true answer.
     """
-    if len(answers) < 2:
-        raise ValueError(f"{len(answers)} true answers: expected ten, or at least two, of which one is left out.")
+    _require(answers)
     said, true = _one_line(prediction), [_one_line(answer) for answer in answers]
+    if len(true) == 1:
+        return float(said == true[0])
     if len(set(true)) > 1:
         said, true = normalised(said), [normalised(answer) for answer in true]
     others = (true[:left_out] + true[left_out + 1 :] for left_out in range(len(true)))

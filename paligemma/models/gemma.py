@@ -138,6 +138,7 @@ class GemmaDecoder(nn.Module):
         self.blocks = nn.ModuleList(GemmaBlock(config, i, device, dtype) for i in range(config.depth))
         self.final_norm = RMSNorm(config.width, config.norm_eps, device=device, dtype=dtype)
         self.recompute = False  # activations of a block again on the way back, instead of keeping them
+        self.whole_rows = False  # attention over whole rows in any case, as compiled blocks want it: one shape for all
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """[B, T, D]: table rows times sqrt(D); the factor's rounding is `config.embed_scale`."""
@@ -180,7 +181,8 @@ class GemmaDecoder(nn.Module):
     ) -> tuple[Runs | None, Runs | None]:
         """Examples that attend on their own, under both masks: where scores are computed one by one and kept."""
         if (
-            cache is not None
+            self.whole_rows
+            or cache is not None
             or full is None
             or sliding is None
             or self.config.attn_logits_softcap is None

@@ -114,11 +114,11 @@ def runs_of(segment_BT: Tensor, valid_BT: Tensor, mask_BTT: Tensor) -> Runs | No
     rounded = (length + MULTIPLE - 1) // MULTIPLE * MULTIPLE
     if not len(first) or int((rounded**2).sum()) > WORTH * B * T * T:
         return None
-    groups, places, laid = [], torch.full((B * T,), -1), 0
+    groups, places, laid = [], torch.full((B * T,), -1, device=segment_BT.device), 0
     for L in sorted(set(rounded.tolist())):
         of_length = rounded == L
         start, n_real = first[of_length, None], length[of_length, None]
-        inside = torch.arange(L)
+        inside = torch.arange(L, device=segment_BT.device)
         is_real = inside < n_real
         slots = torch.where(is_real, start + inside, start)
         row, column = start[:, 0] // T, slots % T

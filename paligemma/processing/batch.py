@@ -75,6 +75,7 @@ class Batch:
         pixels: float32[I, 3, R, R] in [-1, 1], the images of all examples one after another, or with `image_of` each
             picture once; None without images or with `image_embeds`. Batches of a `Loader` hold uint8 levels 0 to 255
             where resizing gives whole ones: a quarter of the bytes to the device, where the tower makes pixels of them.
+            Do not cast those: `paligemma.models.siglip.of_levels` makes the float32 of them.
         image_embeds: float[I, P, D] in place of pixels.
         image_of: int64[n], which of the I pictures each of the n images of all examples is, where several examples are
             about one picture: it runs through the tower once. None: each its own.
@@ -301,6 +302,12 @@ def _images(items: list[Item]) -> tuple[Tensor | None, Tensor | None, Tensor | N
     shapes = sorted({tuple(tensor.shape[1:]) for tensor in given})
     if len(shapes) > 1:
         raise ShapeError(f"images of unlike shapes {shapes} in one batch: expected one shape, that of the model.")
+    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in given})
+    if len(dtypes) > 1:
+        raise ShapeError(
+            f"images of {' and '.join(dtypes)} in one batch: expected one dtype. Of uint8, which are levels, of_levels "
+            "makes pixels."
+        )
     first: dict[int, int] = {}  # tensor -> place of its first picture
     unique: list[Tensor] = []
     image_of: list[int] = []

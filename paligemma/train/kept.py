@@ -3,6 +3,8 @@
 To be read beside `models/gemma.py` and `models/siglip.py`, one line here for each tensor there. The tests count what
 torch really saves and hold these lines to it, so that a change of the models shows here.
 
+On a CPU, attention of generation 2 in rows with much padding keeps less than what stands here (`models/runs.py`).
+
 Three things decide how much a layer keeps: what is trained in it, whether anything below it is trained (its input then
 needs a gradient), and the dtypes. Under autocast over float32 weights every product casts its input and its weight
 anew: q, k and v keep three copies of one input, and the cast weights stay until the way back.

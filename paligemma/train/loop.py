@@ -243,6 +243,7 @@ def prepare(model: PaliGemmaModel, options: FitOptions) -> None:
     for block in model.text.blocks:
         block.dropout = options.dropout  # type: ignore[assignment]
     if options.compile:
+        model.text.whole_rows = True
         for block in (*model.vision.blocks, *model.text.blocks):
             if "forward" not in vars(block):
                 # Below hooks: what gathers the weights of a sharded block stays outside.

@@ -244,14 +244,18 @@ def test_eval_prints_a_table_and_saves_the_scores(model: str, photos: Path, caps
 
 
 def test_eval_scores_models_beside_each_other_on_what_they_never_saw(model: str, photos: Path, capsys):
-    words = ["eval", "tiny", "--limit", "1", "--unseen", "--model", model, "--beside", model, "--json"]
-    status, out, _ = run(capsys, *words)
+    words = ["eval", "tiny", "--limit", "1", "--unseen", "--model", model]
+    status, out, _ = run(capsys, *words, "--beside", "tiny", "--json")
     assert status == 0
-    first, second = json.loads(out)
-    assert first == second  # one model, asked twice
-    assert first["from"] == model
-    assert first.keys() > {"plain", "full", "shapes", "backgrounds", "texts", "fonts"}
-    assert run(capsys, "eval", "photos", "--unseen", "--model", model)[0] == 2
+    untaught, taught = json.loads(out)
+    assert (untaught["from"], taught["from"], taught["model"]) == (model, "tiny", "tiny")
+    assert untaught.keys() >= {"plain", "full", "shapes", "backgrounds", "texts", "fonts"}
+    assert untaught["plain"]["answers"] < taught["plain"]["answers"]
+    status, out, err = run(capsys, *words, "--beside", "no/such/folder")
+    assert status != 0
+    assert "no/such/folder" in err
+    assert out == ""  # said before anything was scored
+    assert run(capsys, "eval", "photos", "--unseen", "--model", model)[0] != 0
 
 
 def test_the_program_leaves_quietly_when_its_reader_does(model: str, photos: Path):

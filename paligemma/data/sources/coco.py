@@ -79,7 +79,9 @@ class Coco:
 
     def where(self, index: int) -> str:
         """How messages call a row."""
-        row = self._rows[index]
+        return self._where(self._rows[index])
+
+    def _where(self, row: Mapping[str, Any]) -> str:
         return f"{self._name} image {row.get('id')} ({row.get('file_name')})"
 
     def row(self, index: int) -> dict[str, Any]:
@@ -94,7 +96,8 @@ class Coco:
             DataError: the picture is not there or not allowed, or an annotation cannot be used: an unknown category, no
                 box or not four finite numbers, a mask of another size, two pictures of one id.
         """
-        row, where = self.row(index), self.where(index)
+        row = self.row(index)
+        where = self._where(row)
         if row.get("id") is None:
             raise DataError(f"{where}: no id: expected a number. Give every image one.")
         if row["id"] in self._unclear["image"]:

@@ -22,8 +22,9 @@ def restyled(scene: Scene, what: Unseen, seed: int) -> Scene:
     """A scene with one thing exchanged; names, colours, places and order stay.
 
     Args:
-        what: "fonts" writes the texts in another face, no larger than they were; "shapes" takes every shape's other
-            outline; "backgrounds" lays another pattern, as strong as what stands on it allows.
+        what: "fonts" writes the texts in another face, in the room that they had: a wider face is smaller; "shapes"
+            takes every shape's other outline; "backgrounds" lays another pattern, as strong as what stands on it
+            allows.
         seed: of the draw among the fonts and backgrounds.
     """
     rng = np.random.default_rng((seed, 0x0DD))

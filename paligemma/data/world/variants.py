@@ -12,7 +12,7 @@ import numpy as np
 from paligemma.data.world.shapes import Part, Polygon
 
 # How far round a corner begins to bend, over the shorter of its two sides.
-_BEND = {"square": 0.3, "rectangle": 0.48, "triangle": 0.22, "diamond": 0.25}
+_BEND = {"square": 0.3, "rectangle": 0.36, "triangle": 0.22, "diamond": 0.25}
 
 
 @lru_cache(maxsize=256)

@@ -92,6 +92,7 @@ def train(
         step = state["step"]
         print(f"going on from step {step}", flush=True)
     if options.compile:
+        model.text.whole_rows = True
         for blocks in (model.vision.blocks, model.text.blocks):
             for block in blocks:
                 block.forward = torch.compile(block.forward, dynamic=True)

@@ -2,7 +2,7 @@
 
     recipe("vqav2", data="vqav2/", resolution=448)     a `TransferRecipe`; recipes.transfer.run carries it out
     open_rows("vqav2", "vqav2/")                       what is learned, what is held out, where that comes from
-    score("vqav2", predictions, rows)                  by the metrics that this package has
+    score("vqav2", predictions, rows)                  by the metric that is reported
     TRANSFERS["vqav2"]                                 prompt, columns, every number by resolution
     table()                                            all of them, as in the pages
 

@@ -104,7 +104,7 @@ class Transfer:
             the next; None for pictures.
         red_box: the outline of the row's box is drawn into the picture, after it was resized.
         beams: of decoding; 1 is greedy.
-        metrics: as they are reported; `score` has those that this package knows. sets: what is scored.
+        metrics: as they are reported, and as `score` measures them. sets: what is scored.
         final_split: what the reported numbers are trained on, where that is not the train split.
         dflt: what the reference's file says by default, where that is not what was used.
         kind, warmup, clip_norm: of the optimiser. trains: component that learns, all else is frozen; None: all.

@@ -1,12 +1,12 @@
-"""Scores of a transfer's answers, by the metric that its row of the table is reported with; the first is that one.
+"""Scores of a transfer's answers, by the metric that its row of the table is reported with, and exact match.
 
-Kinds of questions are told apart where the rows say them: `answer_type` (VQA v2), `question_type` (RSVQA), `issimple`
-(TallyQA).
+Kinds of questions are told apart where the rows say them: `answer_type` (VQA v2), `question_type` (RSVQA, whose own
+metric needs it), `issimple` (TallyQA).
 """
 
 from collections.abc import Callable, Sequence
 
-from paligemma.errors import DataError, OptionError, ShapeError
+from paligemma.errors import OptionError, ShapeError
 from paligemma.metrics.answers import anls, as_digits, letter_of, relaxed_match, soft_accuracy, vqa_accuracy
 from paligemma.metrics.caption import bleu, cider
 from paligemma.metrics.segmentation import referring_scores
@@ -55,7 +55,7 @@ def score(
     lower = name in LOWER
     said = [text.lower() if lower else text for text in predictions]
     known = [[text.lower() if lower else text for text in answers] for answers in true]
-    own = _OWN.get(name)
+    own = _remote_sensing(name) if name in _WORDS else _OWN.get(name)
     scores = {} if own is None else own(said, known, rows)
     told = "exact match" if transfer.choose == "only" else "exact match with any"
     return scores | {told: _mean([text in answers for text, answers in zip(said, known, strict=True)])}
@@ -87,32 +87,42 @@ def _said_by(rows: Sequence[Row], name: str) -> list[str | None]:
 
 def _each(measure: Callable[[str, Sequence[str]], float], told: str, kind: str = "") -> Scorer:
     def score_all(said: Sequence[str], known: Sequence[Sequence[str]], rows: Sequence[Row]) -> dict[str, float]:
-        values = []
-        for number, (text, answers) in enumerate(zip(said, known, strict=True)):
-            try:
-                values.append(float(measure(text, answers)))
-            except ValueError as error:
-                raise DataError(f"row {number}: {error}") from None
+        values = [float(measure(text, answers)) for text, answers in zip(said, known, strict=True)]
         return {told: _mean(values)} | (_by(_said_by(rows, kind), values, told) if kind else {})
 
     return score_all
 
 
-def _remote_sensing(said: Sequence[str], known: Sequence[Sequence[str]], rows: Sequence[Row]) -> dict[str, float]:
-    """Every kind of question counts alike; the second mean is of comparisons and presence, as the reference has it."""
-    kinds = _said_by(rows, "question_type")
-    right = [float(text in answers) for text, answers in zip(said, known, strict=True)]
-    apart = _by(kinds, right, "accuracy")
-    if not apart:
-        return {}
-    words = [value for name, value in apart.items() if name in ("accuracy, comp", "accuracy, presence")]
-    return {"mean of kinds": _mean(list(apart.values())), "mean of kinds, without numbers": _mean(words)} | apart
+def _soft(said: Sequence[str], known: Sequence[Sequence[str]], rows: Sequence[Row]) -> dict[str, float]:
+    """Of rows with a single `answer`, which nobody else can have given, exact match; as the reference has it."""
+    values = [
+        soft_accuracy(text, answers) if "answers" in row else float(text in answers)
+        for text, answers, row in zip(said, known, rows, strict=True)
+    ]
+    return {"VQA accuracy": _mean(values)}
+
+
+# Kinds of questions that are not answered by a number. Reports leave the others out of a second mean.
+_WORDS = {"rsvqa_lr": ("comp", "presence", "rural_urban"), "rsvqa_hr": ("comp", "presence")}
+
+
+def _remote_sensing(name: str) -> Scorer:
+    """Every kind of question counts alike."""
+
+    def score_all(said: Sequence[str], known: Sequence[Sequence[str]], rows: Sequence[Row]) -> dict[str, float]:
+        right = [float(text in answers) for text, answers in zip(said, known, strict=True)]
+        apart = _by(_said_by(rows, "question_type"), right, "accuracy")
+        words = [apart[told] for kind in _WORDS[name] if (told := f"accuracy, {kind}") in apart]
+        means = {"mean of kinds": list(apart.values()), "mean of kinds, without numbers": words}
+        return {told: _mean(values) for told, values in means.items() if values} | apart
+
+    return score_all
 
 
 def _counts(said: Sequence[str], known: Sequence[Sequence[str]], rows: Sequence[Row]) -> dict[str, float]:
     right = [float(as_digits(text) == as_digits(answers[0])) for text, answers in zip(said, known, strict=True)]
-    named = {"1": "simple", "True": "simple", "0": "complex", "False": "complex"}  # -1: nobody said
-    kinds = [named.get(kind or "") for kind in _said_by(rows, "issimple")]
+    named = {1: "simple", 0: "complex"}  # -1: nobody said
+    kinds = [named.get(row.get("issimple", -1)) for row in rows]
     return {"accuracy": _mean(right)} | _by(kinds, right, "accuracy")
 
 
@@ -130,9 +140,8 @@ def _yes_or_no(said: Sequence[str], known: Sequence[Sequence[str]], _rows: Seque
 _RELAXED = _each(lambda text, answers: relaxed_match(text, answers[0]), "relaxed accuracy")
 _OWN: dict[str, Scorer] = {
     **dict.fromkeys(("vqav2", "textvqa"), _each(vqa_accuracy, "VQAv2 accuracy", "answer_type")),
-    **dict.fromkeys(("okvqa", "aokvqa_da", "vizwizvqa"), _each(soft_accuracy, "VQA accuracy")),
+    **dict.fromkeys(("okvqa", "aokvqa_da", "vizwizvqa"), _soft),
     **dict.fromkeys(("docvqa", "infovqa", "stvqa"), _each(anls, "ANLS")),
-    **dict.fromkeys(("rsvqa_lr", "rsvqa_hr"), _remote_sensing),
     "chartqa": _RELAXED, "tallyqa": _counts, "science_qa": _letters, "pope": _yes_or_no,
 }  # fmt: skip
 

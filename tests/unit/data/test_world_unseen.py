@@ -46,7 +46,7 @@ def test_every_shape_has_another_outline_of_about_its_size():
             area[one.window] = one.area
             pictures.append(area)
         iou = (pictures[0] & pictures[1]).sum() / (pictures[0] | pictures[1]).sum()
-        assert 0.5 < iou < 0.97, (shape, iou)
+        assert 0.5 < iou < 0.985, (shape, iou)
 
 
 def test_training_scenes_show_none_of_it():
@@ -80,10 +80,10 @@ def test_things_stand_out_from_another_background():
 
 @pytest.mark.parametrize("what", UNSEEN)
 def test_an_exam_asks_the_same_in_another_style(what):
+    # What is left of a thing depends on the middles of outlines; everything else is asked as it was.
+    moved = {"left"} if what == "shapes" else set()
     for seed in range(20):
         plain, other = exam("full", seed), exam("full", seed, what)
-        same = [(a.kind, a.prefix) for a in plain.questions] == [(b.kind, b.prefix) for b in other.questions]
-        assert (
-            same or what == "shapes"
-        )  # an outline can hide another thing a little more: what is left of it may differ
-        assert [q.kind for q in other.questions][:2] == ["detect", "segment"]
+        asked = [[(q.kind, q.prefix) for q in one.questions if q.kind not in moved] for one in (plain, other)]
+        assert asked[0] == asked[1]
+        assert len(asked[0]) >= 5
