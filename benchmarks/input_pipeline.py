@@ -147,10 +147,11 @@ def _table(rows: list[dict[str, Any]]) -> str:
             if side == "draft" and not row["draft_apart"]:
                 continue  # no fraction covers the target: the same work as for files
             speed = row["per_s"]
+            # The peer makes floats: like for like is what makes them too.
+            beside = f"**{row['peer_over'][side]:.2f}**" if side == "made" else "–"
             lines.append(
                 f"| {row['source'].replace('x', ' × ')} | {row['resolution']} | {name} | {speed[side]:.1f} "
-                f"| {speed['alone']:.1f} | **{row['over_alone'][side]:.2f}** | {speed['peer']:.1f} "
-                f"| **{row['peer_over'][side]:.2f}** |"
+                f"| {speed['alone']:.1f} | **{row['over_alone'][side]:.2f}** | {speed['peer']:.1f} | {beside} |"
             )
     return "\n".join(lines)
 
