@@ -7,7 +7,7 @@ for question in ask(scene, drawn, rng, 4): # prefix and answer
 """
 
 from paligemma.data.world.caption import caption, caption_facts, scene_facts
-from paligemma.data.world.corpus import corpus
+from paligemma.data.world.corpus import corpus, stories
 from paligemma.data.world.exam import HELD_OUT, Exam, exam
 from paligemma.data.world.fonts import FONTS
 from paligemma.data.world.palette import COLOURS
@@ -50,4 +50,5 @@ __all__ = [
     "restyled",
     "sample_scene",
     "scene_facts",
+    "stories",
 ]

@@ -1,4 +1,4 @@
-"""Lines of text to train a tokenizer on: every prefix and answer of the world, every word, letter and digit."""
+"""Text of the world without pictures: lines to train a tokenizer on, and stories that a decoder learns to read."""
 
 import string
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import numpy as np
 
 from paligemma.data.world.caption import NUMBERS
 from paligemma.data.world.palette import COLOURS
-from paligemma.data.world.questions import ask
+from paligemma.data.world.questions import Question, ask
 from paligemma.data.world.render import render
 from paligemma.data.world.sample import sample_scene
 from paligemma.data.world.scene import World
@@ -33,6 +33,32 @@ def corpus(n: int, seed: int = 0) -> Iterator[str]:
         world: World = "plain" if line % 2 else "full"
         scene = sample_scene(int(rng.integers(2**31)), world)
         (question,) = ask(scene, render(scene), rng, 1)
-        answer = question.answer
-        yield f"{question.prefix}\n{answer if isinstance(answer, str) else ' ; '.join(label for label, _ in answer)}"
+        yield _told(question)
         yield any_text(rng)
+
+
+# Kinds of questions whose answers stand in a list of what there is.
+_READ = {"detect": 0.25, "count": 0.2, "colour": 0.2, "there": 0.1, "present": 0.1, "left": 0.15}
+
+
+def stories(n: int, seed: int = 0, n_questions: int = 4) -> Iterator[str]:
+    """Yield n lists of what is in a drawn training scene, from left to right, each with questions and answers.
+
+        red cross ; text ; blue star \n answer en what colour is the star? \n blue \n …
+
+    What a decoder learns of them is to look things up in what it was shown, before there are pictures to look at.
+    """
+    rng = np.random.default_rng((seed, 0x57))
+    for number in range(n):
+        world: World = "plain" if number % 2 else "full"
+        scene = sample_scene(int(rng.integers(2**31)), world)
+        drawn = render(scene)
+        middles = [left + right for left, _, right, _ in drawn.boxes_xyxy_px]
+        listed = " ; ".join(scene.things[i].name for i in np.argsort(middles, kind="stable"))
+        yield "\n".join([listed, *map(_told, ask(scene, drawn, rng, n_questions, _READ))])
+
+
+def _told(question: Question) -> str:
+    """Prefix and answer; objects by their labels, as in the suffix without its location and segmentation tokens."""
+    answer = question.answer
+    return f"{question.prefix}\n{answer if isinstance(answer, str) else ' ; '.join(label for label, _ in answer)}"

@@ -1,6 +1,7 @@
 """One command that makes the embedded models again: python -m paligemma.recipes.tiny --work runs/tiny"""
 
 import argparse
+import shutil
 import time
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5000, help="of stage 1, 32 pictures with five questions each")
     parser.add_argument("--simple-steps", type=int, default=600, help="first of them that ask the simplest things only")
     parser.add_argument("--hi-steps", type=int, default=1500, help="of stage 2, at 224 pixels, 16 pictures a step")
+    parser.add_argument("--start", type=Path, help="a model to teach further, in place of what stage 0 would make")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw pictures")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="a fifth faster; needs a C++ compiler")
@@ -35,15 +37,27 @@ def main() -> None:
     options = parser.parse_args()
     work: Path = options.work
     ends = time.monotonic() + 60 * options.minutes
+    if options.start is not None:
+        _take_over(options.start, work)
     if not (work / "tokenizer.model").exists():
         train_tokenizer(work / "tokenizer.model", seed=options.seed)
     if not (work / "mask_vae.npz").exists():
         train_mask_vae(work / "mask_vae.npz", seed=options.seed)
-    for lesson in LESSONS[: LESSONS.index(options.until) + 1]:
+    first = LESSONS.index("tiny") if options.start is not None else 0
+    for lesson in LESSONS[first : LESSONS.index(options.until) + 1]:
         if not _taught(lesson, work, options, (ends - time.monotonic()) / 60):
             print("stopped before the end; the same command goes on")
             return
     print(f"done: {work}")
+
+
+def _take_over(folder: Path, work: Path) -> None:
+    """Tokens and mask codes mean what they meant to the earlier model: its tokenizer and codes are kept."""
+    if not (folder / "config.json").is_file():
+        raise SystemExit(f"--start {folder}: no config.json there: expected the folder of a model of this recipe.")
+    work.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.model", "mask_vae.npz"):
+        shutil.copy(folder / name, work / name)
 
 
 def _taught(lesson: str, work: Path, options: argparse.Namespace, minutes: float) -> bool:
@@ -67,7 +81,7 @@ def _taught(lesson: str, work: Path, options: argparse.Namespace, minutes: float
     given = {"workers": options.workers, "compile": options.compile}
     if lesson == "tiny":
         first = TinyOptions(steps=options.steps, simple_steps=options.simple_steps, seed=options.seed, **given)
-        base = stage0(work, seed=options.seed)
+        base = options.start or stage0(work, seed=options.seed)
         result = teach("stage1", base, work / "stage1", 112, first, device=options.device, minutes=limit)
     else:
         second = TinyOptions(steps=options.hi_steps, n_images=16, lr=7e-4, loc_step=4, seed=options.seed + 1, **given)

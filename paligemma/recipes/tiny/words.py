@@ -1,7 +1,8 @@
 """Stage 0, text part: a small Gemma 2, taught to continue the sentences of the picture world.
 
-Captions, questions with their answers and lists of names, without a picture: what the decoder brings along is the
-language, as Gemma does in the report, and no idea of any place.
+Captions, questions with their answers, lists of names, and stories: lists of what is somewhere, followed by questions
+about it. What the decoder brings along is the language and how to look something up in what was said, as Gemma does in
+the report; it has no idea of any place or picture.
 """
 
 import json
@@ -16,33 +17,35 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from paligemma.config import PaliGemmaConfig, TextConfig
-from paligemma.data.world import corpus
+from paligemma.data.world import corpus, stories
 from paligemma.models.attention import Span
 from paligemma.models.gemma import GemmaDecoder
 from paligemma.models.init import init_decoder
 from paligemma.processing.tokenizer import Tokenizer
 from paligemma.recipes.tiny.loop import LessonOptions, teach
 
-LENGTH = 64  # tokens of a row
+LENGTH = 96  # tokens of a row
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordOptions:
-    """How many rows a step reads, and from how many lines of the corpus they come."""
+    """How many rows a step reads, and from how many lines of the corpus and how many stories they come."""
 
     n_rows: int = 64
-    n_lines: int = 10_000
+    n_lines: int = 4_000
+    n_stories: int = 12_000
     seed: int = 0
 
 
 class DrawWords:
-    """Rows of step n: lines of the corpus, one after another, cut into equal rows; bos opens and eos closes a line."""
+    """Rows of step n: lines and stories, one after another, cut into equal rows; bos opens and eos closes each."""
 
     def __init__(self, tokenizer: Tokenizer, options: WordOptions) -> None:
         tokens = tokenizer.tokens
+        texts = [*corpus(options.n_lines, options.seed), *stories(options.n_stories, options.seed)]
         ids = [
             i
-            for line in corpus(options.n_lines, options.seed)
+            for line in np.random.default_rng(options.seed).permutation(np.array(texts, object))
             for i in (tokens.bos, *tokenizer.encode(line), tokens.eos)
         ]
         self.ids: NDArray[np.int64] = np.array(ids, np.int64)

@@ -261,3 +261,24 @@ def test_asking_for_everything_lists_every_shape_and_names_one_that_is_absent():
         assert question.task == question.prefix.split(" ")[0]
         tasks[question.task] += 1
     assert min(tasks["detect"], tasks["segment"]) > 20
+
+
+def test_stories_list_what_there_is_and_answer_from_the_list():
+    told = list(world.stories(60, seed=3))
+    assert told == list(world.stories(60, seed=3))
+    n_colours = n_counts = 0
+    for story in told:
+        listed, *lines = story.split("\n")
+        names = listed.split(" ; ")
+        for prefix, answer in zip(lines[::2], lines[1::2], strict=True):
+            shape = next((name.split()[-1] for name in names if prefix.endswith(f" {name.split()[-1]}?")), None)
+            if "colour is the" in prefix:
+                assert f"{answer} {shape}" in names
+                n_colours += 1
+            if prefix == "answer en how many shapes?":
+                assert int(answer) == sum(name != "text" for name in names)
+                n_counts += 1
+            if prefix.startswith("detect "):
+                said = [label for label in answer.split(" ; ") if label]
+                assert all(any(name == label or name.endswith(f" {label}") for name in names) for label in said)
+    assert min(n_colours, n_counts) > 3
