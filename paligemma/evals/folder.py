@@ -23,7 +23,7 @@ from paligemma.errors import DataError, OptionError, PaliGemmaError
 from paligemma.metrics.caption import bleu, cider, rouge_l
 from paligemma.metrics.detection import average_precision
 from paligemma.metrics.segmentation import mean_mask_iou
-from paligemma.metrics.text import edits, exact_match, plain, word_accuracy
+from paligemma.metrics.text import edits, exact_match, mean, plain, word_accuracy
 from paligemma.results import Generation
 from paligemma.tasks import TASKS
 
@@ -245,10 +245,10 @@ def _named(image: Any) -> str:
 
 def _caption_scores(said: Sequence[str], true: Sequence[Sequence[str]]) -> dict[str, float]:
     return {
-        "CIDEr": _mean(cider(said, true)),
-        "ROUGE-L": _mean(rouge_l(said, true)),
+        "CIDEr": mean(cider(said, true)),
+        "ROUGE-L": mean(rouge_l(said, true)),
         "BLEU-4": bleu(said, true)[3],
-        "exact match": _mean(
+        "exact match": mean(
             [float(plain(s) in [plain(t) for t in texts]) for s, texts in zip(said, true, strict=True)]
         ),
     }
@@ -274,7 +274,7 @@ def _read_scores(said: Sequence[str], true: Sequence[str]) -> dict[str, float]:
 
 def _raw_scores(said: Sequence[str], true: Sequence[str]) -> dict[str, float]:
     near = [1 - edits(s, t) / max(len(s), len(t), 1) for s, t in zip(said, true, strict=True)]
-    return {"exact match": exact_match(said, true, literal=True), "similarity": _mean(near)}
+    return {"exact match": exact_match(said, true, literal=True), "similarity": mean(near)}
 
 
 _SCORES: dict[str, Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]] = {
@@ -286,7 +286,3 @@ _SCORES: dict[str, Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]] =
     "read": _read_scores,
     RAW: _raw_scores,
 }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from paligemma.errors import ShapeError
 
 
+def mean(values: Sequence[float]) -> float:
+    """The mean; nan without any value."""
+    return sum(values) / len(values) if values else float("nan")
+
+
 def plain(text: str) -> str:
     """Case, compatibility forms and runs of white space ironed out; punctuation stays."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -12,6 +12,7 @@ import numpy as np
 from paligemma.data.world.fonts import UNSEEN_FONTS
 from paligemma.data.world.palette import MIN_CONTRAST, MIN_TEXT_CONTRAST, Rgb, blend, distance, luma
 from paligemma.data.world.raster import text_half_extent
+from paligemma.data.world.render import render
 from paligemma.data.world.scene import UNSEEN_BACKGROUNDS, Scene, Thing
 
 Unseen = Literal["fonts", "shapes", "backgrounds"]
@@ -23,18 +24,30 @@ def restyled(scene: Scene, what: Unseen, seed: int) -> Scene:
 
     Args:
         what: "fonts" writes the texts in another face, in the room that they had: a wider face is smaller; "shapes"
-            takes every shape's other outline; "backgrounds" lays another pattern, as strong as what stands on it
-            allows.
+            takes every shape's other outline, unless it would hide something; "backgrounds" lays another pattern, as
+            strong as what stands on it allows.
         seed: of the draw among the fonts and backgrounds.
     """
     rng = np.random.default_rng((seed, 0x0DD))
     if what == "shapes":
-        return replace(scene, things=tuple(replace(t, variant=t.kind == "shape") for t in scene.things))
+        return _in_other_outlines(scene)
     if what == "fonts":
         return replace(scene, things=tuple(_rewritten(t, rng) if t.kind == "text" else t for t in scene.things))
     kind = UNSEEN_BACKGROUNDS[int(rng.integers(len(UNSEEN_BACKGROUNDS)))]
     first = scene.background.rgbs[0]
     return replace(scene, background=replace(scene.background, kind=kind, rgbs=(first, _second(scene))))
+
+
+def _in_other_outlines(scene: Scene) -> Scene:
+    """One shape after the other, as long as at least half of what was to be seen of every thing still is."""
+    before = [int(mask.sum()) for mask in render(scene).masks]
+    for i in scene.shapes:
+        things = list(scene.things)
+        things[i] = replace(things[i], variant=True)
+        changed = replace(scene, things=tuple(things))
+        if all(2 * int(mask.sum()) >= seen for mask, seen in zip(render(changed).masks, before, strict=True)):
+            scene = changed
+    return scene
 
 
 def _rewritten(thing: Thing, rng: np.random.Generator) -> Thing:

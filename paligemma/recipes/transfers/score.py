@@ -10,6 +10,7 @@ from paligemma.errors import OptionError, ShapeError
 from paligemma.metrics.answers import anls, as_digits, letter_of, relaxed_match, soft_accuracy, vqa_accuracy
 from paligemma.metrics.caption import bleu, cider
 from paligemma.metrics.segmentation import referring_scores
+from paligemma.metrics.text import mean
 from paligemma.recipes.transfers.base import Row, Transfer, Turn
 from paligemma.recipes.transfers.boxes import mask_of, referred_box
 from paligemma.recipes.transfers.captions import TRANSFERS as CAPTIONED
@@ -58,7 +59,7 @@ def score(
     own = _remote_sensing(name) if name in _WORDS else _OWN.get(name)
     scores = {} if own is None else own(said, known, rows)
     told = "exact match" if transfer.choose == "only" else "exact match with any"
-    return scores | {told: _mean([text in answers for text, answers in zip(said, known, strict=True)])}
+    return scores | {told: mean([text in answers for text, answers in zip(said, known, strict=True)])}
 
 
 def _answers(transfer: Transfer, row: Row, where: str) -> list[str]:
@@ -69,14 +70,10 @@ def _answers(transfer: Transfer, row: Row, where: str) -> list[str]:
 Scorer = Callable[[Sequence[str], Sequence[Sequence[str]], Sequence[Row]], dict[str, float]]
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
-
-
 def _by(kinds: Sequence[str | None], values: Sequence[float], told: str) -> dict[str, float]:
     """The mean of each kind, in alphabetical order; rows without a kind are in none."""
     return {
-        f"{told}, {kind}": _mean([value for value, own in zip(values, kinds, strict=True) if own == kind])
+        f"{told}, {kind}": mean([value for value, own in zip(values, kinds, strict=True) if own == kind])
         for kind in sorted({kind for kind in kinds if kind is not None})
     }
 
@@ -88,7 +85,7 @@ def _said_by(rows: Sequence[Row], name: str) -> list[str | None]:
 def _each(measure: Callable[[str, Sequence[str]], float], told: str, kind: str = "") -> Scorer:
     def score_all(said: Sequence[str], known: Sequence[Sequence[str]], rows: Sequence[Row]) -> dict[str, float]:
         values = [float(measure(text, answers)) for text, answers in zip(said, known, strict=True)]
-        return {told: _mean(values)} | (_by(_said_by(rows, kind), values, told) if kind else {})
+        return {told: mean(values)} | (_by(_said_by(rows, kind), values, told) if kind else {})
 
     return score_all
 
@@ -99,7 +96,7 @@ def _soft(said: Sequence[str], known: Sequence[Sequence[str]], rows: Sequence[Ro
         soft_accuracy(text, answers) if "answers" in row else float(text in answers)
         for text, answers, row in zip(said, known, rows, strict=True)
     ]
-    return {"VQA accuracy": _mean(values)}
+    return {"VQA accuracy": mean(values)}
 
 
 # Kinds of questions that are not answered by a number. Reports leave the others out of a second mean.
@@ -114,7 +111,7 @@ def _remote_sensing(name: str) -> Scorer:
         apart = _by(_said_by(rows, "question_type"), right, "accuracy")
         words = [apart[told] for kind in _WORDS[name] if (told := f"accuracy, {kind}") in apart]
         means = {"mean of kinds": list(apart.values()), "mean of kinds, without numbers": words}
-        return {told: _mean(values) for told, values in means.items() if values} | apart
+        return {told: mean(values) for told, values in means.items() if values} | apart
 
     return score_all
 
@@ -123,18 +120,18 @@ def _counts(said: Sequence[str], known: Sequence[Sequence[str]], rows: Sequence[
     right = [float(as_digits(text) == as_digits(answers[0])) for text, answers in zip(said, known, strict=True)]
     named = {1: "simple", 0: "complex"}  # -1: nobody said
     kinds = [named.get(row.get("issimple", -1)) for row in rows]
-    return {"accuracy": _mean(right)} | _by(kinds, right, "accuracy")
+    return {"accuracy": mean(right)} | _by(kinds, right, "accuracy")
 
 
 def _letters(said: Sequence[str], known: Sequence[Sequence[str]], _rows: Sequence[Row]) -> dict[str, float]:
     found = [letter_of(text) for text in said]
     right = [float(letter == letter_of(answers[0])) for letter, answers in zip(found, known, strict=True)]
-    return {"accuracy": _mean(right), "without a letter": _mean([float(letter is None) for letter in found])}
+    return {"accuracy": mean(right), "without a letter": mean([float(letter is None) for letter in found])}
 
 
 def _yes_or_no(said: Sequence[str], known: Sequence[Sequence[str]], _rows: Sequence[Row]) -> dict[str, float]:
     right = [float(text in answers) for text, answers in zip(said, known, strict=True)]
-    return {"accuracy": _mean(right), "valid": _mean([float(text in ("yes", "no")) for text in said])}
+    return {"accuracy": mean(right), "valid": mean([float(text in ("yes", "no")) for text in said])}
 
 
 _RELAXED = _each(lambda text, answers: relaxed_match(text, answers[0]), "relaxed accuracy")

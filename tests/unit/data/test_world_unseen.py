@@ -32,6 +32,14 @@ def test_names_places_and_order_stay(what):
     assert changed >= (0.25 if what == "fonts" else 0.9) * len(SEEDS)
 
 
+def test_nothing_is_hidden_by_another_outline():
+    for seed in (*SEEDS, 272):  # in 272, all but three pixels of a thing would be
+        before, after = (render(scene).masks for scene in (full(seed), restyled(full(seed), "shapes", seed)))
+        assert all(2 * a.sum() >= b.sum() for a, b in zip(after, before, strict=True))
+    changed = [thing.variant for seed in SEEDS for thing in restyled(full(seed), "shapes", seed).things if thing.shape]
+    assert np.mean(changed) > 0.95
+
+
 def test_every_shape_has_another_outline_of_about_its_size():
     for shape in SHAPES:
         thing = Thing(
