@@ -1,6 +1,7 @@
-"""Pascal VOC: an XML file of boxes beside each picture.
+"""Pascal VOC: an XML file of boxes beside each picture, and a PNG of object numbers where it has masks.
 
     Annotations/a.xml  JPEGImages/a.jpg  ImageSets/Main/train.txt  val.txt  test.txt      official, also in VOCdevkit/…
+    SegmentationObject/a.png                                              pixel n is of the n-th object of the XML file
     train/a.xml  train/a.jpg  valid/…  test/…                                             Roboflow
 
 VOC counts pixels from 1 and includes the last one, so a box (xmin, ymin, xmax, ymax) has the edges (xmin - 1, ymin - 1,
@@ -10,36 +11,30 @@ other with `one_based=False`.
 
 import math
 import re
+import struct
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
-from paligemma.data.record import Instance, Record
-from paligemma.data.sources.folder import (
-    SUFFIXES,
-    Names,
-    open_text,
-    picture_size,
-    read_text,
-    refuse_existing,
-    replaced,
-    save_picture,
-    single_picture,
-    size_of,
-    split_name,
-)
+import numpy as np
+import numpy.typing as npt
+
+from paligemma.data.record import Instance, Mask, Record
+from paligemma.data.sources.folder import SUFFIXES, picture_size, read_text
 from paligemma.data.sources.jsonl import SPLITS
 from paligemma.data.sources.paths import is_inside, leads_out, picture_path
-from paligemma.errors import DataError, nearest
+from paligemma.errors import DataError, ImageError, nearest
+from paligemma.processing.picture_file import open_picture, read_file
 from paligemma.results import BoxXyxyPx
 
 LABELS = "labels.txt"  # ours: VOC itself keeps no list of classes
-_SETS = {"train": "train", "valid": "val", "test": "test"}
-_EXTRAS = ("pose", "truncated", "difficult")
+MASKS = "SegmentationObject"
+OUTSIDE = 255  # of these PNG: no object, among others the line that VOC draws round each
+EXTRAS = ("pose", "truncated", "difficult")
 _OLD_LINE = re.compile(r"(.+?)\s+(?:-1|0|1)")  # "2008_000008 -1", the lists of one class
 
 
@@ -50,6 +45,7 @@ class Voc:
         names: of the XML files, without ending.
         annotations: their folder.
         images: folder of the pictures.
+        masks: folder of the PNG of object numbers; pictures without one have boxes alone.
         labels: class names; () gathers them from all files, in alphabetical order, when first asked for.
         one_based: boxes count pixels from 1 and include the last, as VOC's own; False: edges, as Roboflow's.
         allow_outside: let files name pictures elsewhere.
@@ -64,6 +60,7 @@ class Voc:
         *,
         annotations: str | Path,
         images: str | Path,
+        masks: str | Path | None = None,
         labels: Sequence[str] = (),
         one_based: bool = True,
         allow_outside: bool = False,
@@ -71,6 +68,7 @@ class Voc:
         if not names:
             raise DataError(f"{annotations}: no XML files: expected one for each picture. Is this the right folder?")
         self.annotations, self.images = Path(annotations), Path(images)
+        self.masks = None if masks is None else Path(masks)
         self.one_based, self.allow_outside = one_based, allow_outside
         self._names = list(names)
         self._labels = tuple(labels)
@@ -105,22 +103,24 @@ class Voc:
         """The record of a picture; meta["objects"] holds pose, truncated and difficult of each object.
 
         Raises:
-            DataError: the XML file is missing, damaged or declares entities, a box is not four finite numbers, or the
-                picture is not there or not allowed.
+            DataError: the XML file is missing, damaged or declares entities, a box is not four finite numbers, the
+                picture is not there or not allowed, or the masks are of another size or of more objects.
         """
         where, tree = self.where(index), self._tree(index)
         picture = self._picture(tree, index)
         sides = [_said(tree, f"size/{side}") for side in ("height", "width")]
         size = (int(sides[0]), int(sides[1])) if all(s.isdecimal() and int(s) > 0 for s in sides) else None
+        size = size or picture_size(picture, where)
+        things = tree.findall("object")
+        masks = self._masks(index, size, len(things))
         instances, extras = [], []
-        for number, thing in enumerate(tree.findall("object"), 1):
+        for number, thing in enumerate(things, 1):
             label, called = _said(thing, "name"), f"{where} object {number}"
             if not label:
                 raise DataError(f"{called}: no name: expected a label.")
-            instances.append(Instance(label, self._box(thing, called)))
-            extras.append({key: said for key in _EXTRAS if (said := _said(thing, key))})
+            instances.append(Instance(label, self._box(thing, called), masks.get(number)))
+            extras.append({key: said for key in EXTRAS if (said := _said(thing, key))})
         meta: dict[str, Any] = {"objects": tuple(extras)} if any(extras) else {}
-        size = size or picture_size(picture, where)
         return Record((picture,), size, tuple(instances), id=self._names[index], where=where, meta=meta)
 
     def _tree(self, index: int) -> ET.Element:
@@ -143,6 +143,19 @@ class Voc:
             beside = [f"{stem}{suffix}" for suffix in (".jpg", *sorted(SUFFIXES))]
             named = next((name for name in beside if (self.images / name).is_file()), beside[0])
         return picture_path(self.images, named, where, allow_outside=self.allow_outside, also=())
+
+    def _masks(self, index: int, size_hw: tuple[int, int], n_objects: int) -> dict[int, Mask]:
+        """Masks by the number of their object, from 1; {} without a PNG."""
+        file = None if self.masks is None else self.masks / f"{self._names[index]}.png"
+        if file is None or not file.is_file():
+            return {}
+        where = self.where(index)
+        if not self.allow_outside and not is_inside(self.masks or file.parent, file):
+            message = f"{where}: {file} leads out of its folder: expected a file inside. Allow it: allow_outside=True."
+            raise DataError(message, kind="path outside")
+        numbers = _object_numbers(file, size_hw, n_objects, where)
+        there = set(np.unique(numbers).tolist()) - {0, OUTSIDE}
+        return {number: Mask.of(numbers == number) for number in there}
 
     def _box(self, thing: ET.Element, where: str) -> BoxXyxyPx:
         said = [_said(thing, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
@@ -168,22 +181,24 @@ def find_voc(folder: str | Path, *, one_based: bool | None = None, allow_outside
     if one_based is None:
         one_based = (path / "Annotations").is_dir()
     options = {"one_based": one_based, "allow_outside": allow_outside}
-    labels = _labels(path)
+    labels = listed_labels(path)
     found: dict[str, Voc] = {}
     if (path / "Annotations").is_dir():
         inside = {"annotations": path / "Annotations", "images": path / "JPEGImages"}
         if not inside["images"].is_dir():
             inside["images"] = path / "images" if (path / "images").is_dir() else path
+        if (path / MASKS).is_dir():
+            inside["masks"] = path / MASKS
         for place in inside.values():
             if not allow_outside and not is_inside(path, place):
                 raise DataError(f"{place} leads out of {path}: expected a folder inside. Allow it: allow_outside=True.")
         for split, words in SPLITS.items():
-            lists = [path / "ImageSets" / "Main" / f"{word}.txt" for word in words]
+            lists = [path / "ImageSets" / kind / f"{word}.txt" for kind in ("Main", "Segmentation") for word in words]
             file = next((file for file in lists if file.is_file()), None)
             if file is not None:
                 found[split] = Voc(_listed(file, inside["annotations"]), labels=labels, **inside, **options)  # type: ignore[arg-type]
         if not found:
-            both = path / "ImageSets" / "Main" / "trainval.txt"
+            both = path / "ImageSets" / "Main" / "trainval.txt"  # what some years have in place of both
             names = _listed(both, inside["annotations"]) if both.is_file() else _xml_names(inside["annotations"])
             found["train"] = Voc(names, labels=labels, **inside, **options)  # type: ignore[arg-type]
         return found
@@ -238,132 +253,45 @@ def read_xml(data: bytes, where: str) -> ET.Element:
     return tree
 
 
-def write_voc(
-    records: Iterable[Record],
-    folder: str | Path,
-    split: str = "train",
-    labels: Sequence[str] = (),
-    *,
-    overwrite: bool = False,
-    left_out: Counter[str] | None = None,
-) -> Path:
-    """Write JPEGImages/, Annotations/ and ImageSets/Main/{split}.txt; boxes count from 1, in whole pixels.
-
-    Edges are rounded; a box thinner than a pixel is widened to one. Pictures stay as they are, PNG too.
-
-    Args:
-        labels: class names; they are kept in labels.txt, after those that are there.
-        overwrite: replace this split where it is there already; its files go, unless another split lists them.
-        left_out: counts what the format cannot carry.
-
-    Returns:
-        The list of names.
-
-    Raises:
-        OptionError: the split is there already, or an unknown split.
-        DataError: a picture that cannot be read, a label that is not among `labels`, or no records.
-    """
-    folder, split = Path(folder), split_name(split)
-    left_out = Counter() if left_out is None else left_out
-    sets = folder / "ImageSets" / "Main"
-    file = sets / f"{_SETS[split]}.txt"
-    refuse_existing(split, file, overwrite=overwrite)
-    pictures, texts = folder / "JPEGImages", folder / "Annotations"
-    others = {line for other in sets.glob("*.txt") if other != file for line in read_text(other, "names").splitlines()}
-    old = set(read_text(file, "names").splitlines() if file.exists() else ()) - others
-    taken = [path.name for place in (pictures, texts) if place.is_dir() for path in place.iterdir()]
-    names = Names([name for name in taken if Path(name).stem not in old], by_stem=True)
-    known = dict.fromkeys((*_labels(folder), *labels))
-    written = []
-    for record in records:
-        if not single_picture(record):
-            left_out["records of no picture or of several"] += 1
-            continue
-        for item in record.instances:
-            if labels and item.label not in known:
-                raise DataError(
-                    f"{record.where}: the label {item.label!r} is none of the {len(known)} of the data set: expected "
-                    f"one of labels=….{nearest(item.label, known)} Add it there."
-                )
-            known.setdefault(item.label)
-        name = names.of(record.images[0], record.id)
-        save_picture(record.images[0], pictures / name, record.where)
-        tree = _annotation(record, name, left_out)
-        with replaced(texts / f"{Path(name).stem}.xml") as part:
-            tree.write(part, encoding="utf-8")
-        written.append((Path(name).stem, name))
-    if not written:
-        raise DataError(f"no records for {file}: expected at least one picture.")
-    for path, rows in ((folder / LABELS, known), (file, [stem for stem, _ in written])):
-        with replaced(path) as part, open_text(part) as out:
-            out.writelines(f"{row}\n" for row in rows)
-    _remove(old, written, pictures, texts)
-    return file
-
-
-def _remove(old: set[str], written: Sequence[tuple[str, str]], pictures: Path, texts: Path) -> None:
-    """What the split held before and holds no longer."""
-    kept = dict(written)
-    for path in [*pictures.iterdir(), *texts.iterdir()]:
-        if path.stem in old and path.name not in (kept.get(path.stem), f"{path.stem}.xml" * (path.stem in kept)):
-            path.unlink()
-
-
-def _annotation(record: Record, name: str, left_out: Counter[str]) -> "ET.ElementTree[ET.Element]":
-    height, width = size_of(record)
-    root = ET.Element("annotation")
-    _put(root, "folder", "JPEGImages")
-    _put(root, "filename", name)
-    _put(ET.SubElement(root, "source"), "database", "paligemma, pixels from 1")
-    size = ET.SubElement(root, "size")
-    for side, value in (("width", width), ("height", height), ("depth", 3)):
-        _put(size, side, str(value))
-    _put(root, "segmented", "0")
-    extras = record.meta.get("objects", ())
-    extras = extras if isinstance(extras, list | tuple) and len(extras) == len(record.instances) else ()
-    for number, item in enumerate(record.instances):
-        if item.is_crowd:
-            left_out["crowd regions"] += 1
-            continue
-        left_out["masks"] += item.mask is not None
-        thing = ET.SubElement(root, "object")
-        _put(thing, "name", item.label)
-        said = extras[number] if extras and isinstance(extras[number], dict) else {}
-        for key, plain in zip(_EXTRAS, ("Unspecified", "0", "0"), strict=True):
-            _put(thing, key, str(said.get(key, plain)))
-        box = ET.SubElement(thing, "bndbox")
-        left, top, right, bottom = whole_pixels(item.box_xyxy_px)
-        for edge, value in (("xmin", left + 1), ("ymin", top + 1), ("xmax", right), ("ymax", bottom)):
-            _put(box, edge, str(value))
-    for what in ("texts", "words", "questions"):
-        left_out[what] += len(getattr(record, what))
-    ET.indent(root)
-    return ET.ElementTree(root)
-
-
-def whole_pixels(box: BoxXyxyPx) -> tuple[int, int, int, int]:
-    """Edges rounded to whole pixels; a side that would have none gets the one it lies in."""
-    rounded = [math.floor(edge + 0.5) for edge in box]
-    for low, high in ((0, 2), (1, 3)):
-        if rounded[low] >= rounded[high] and box[low] < box[high]:
-            rounded[low] = math.floor((box[low] + box[high]) / 2)
-            rounded[high] = rounded[low] + 1
-    return rounded[0], rounded[1], rounded[2], rounded[3]
-
-
-def _put(parent: ET.Element, tag: str, text: str) -> None:
-    ET.SubElement(parent, tag).text = text
-
-
 def _said(tree: ET.Element, path: str) -> str:
     return (tree.findtext(path) or "").strip()
 
 
-def _labels(path: Path) -> tuple[str, ...]:
+def listed_labels(path: Path) -> tuple[str, ...]:
+    """The classes of a folder that we wrote, in their order; () of any other."""
     file = path / LABELS
     if not file.is_file():
         return ()
     return tuple(dict.fromkeys(line.strip() for line in read_text(file, "class names").splitlines() if line.strip()))
+
+
+def _object_numbers(file: Path, size_hw: tuple[int, int], n_objects: int, where: str) -> npt.NDArray[np.uint8]:
+    """uint8[H, W] of a PNG whose pixels are numbers of objects, 0 and `OUTSIDE` none.
+
+    Raises:
+        DataError: not such a picture, of another size, or with more objects than there are.
+    """
+
+    def wrong(what: str, expected: str) -> DataError:
+        return DataError(f"{where}: {MASKS}/{file.name} {what}: expected {expected}. Save it again.", kind="bad mask")
+
+    height, width = size_hw
+    try:
+        picture = open_picture(read_file(file), f"{MASKS}/{file.name}", None)
+    except ImageError as error:
+        raise DataError(f"{where}: {error}", kind="bad mask") from None
+    with picture:
+        if picture.mode not in ("P", "L"):
+            raise wrong(f"has colours ({picture.mode})", "one number a pixel, with a palette or gray")
+        if picture.size != (width, height):
+            raise wrong(f"has {picture.width}×{picture.height} pixels", f"the picture's {width}×{height}")
+        try:
+            numbers = np.asarray(picture)
+        except (OSError, SyntaxError, ValueError, struct.error) as error:  # Pillow's, of a damaged file
+            raise wrong(f"cannot be decoded ({error})", "a whole PNG") from None
+    if (largest := int(numbers.max(initial=0, where=numbers != OUTSIDE))) > n_objects:
+        raise wrong(f"has an object {largest}", f"numbers up to {n_objects}, the objects of the XML file")
+    return numbers
 
 
 def _listed(file: Path, annotations: Path) -> list[str]:

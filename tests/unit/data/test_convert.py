@@ -15,7 +15,7 @@ from paligemma.data.sources.folder import Names
 from paligemma.data.sources.jsonl import Jsonl, find_splits
 from paligemma.data.sources.open import open_data, sniff
 from paligemma.data.sources.paths import picture_path
-from paligemma.data.sources.voc import write_voc
+from paligemma.data.sources.voc_write import write_voc
 from paligemma.data.sources.yolo import write_yolo
 from paligemma.errors import DataError, OptionError
 from tests.picture_folders import SIZE_HW, all_of, annotations, boxes, drawn_records, picture
@@ -108,7 +108,7 @@ def test_what_a_format_cannot_carry_is_counted(tmp_path):
     left_out = {to: convert(tmp_path / "coco", tmp_path / to, to=to).left_out for to in ("yolo", "voc")}
     assert left_out == {
         "yolo": {"crowd regions": 1, "texts": 1, "questions": 1},
-        "voc": {"crowd regions": 1, "masks": 1, "texts": 1, "questions": 1},
+        "voc": {"crowd regions": 1, "texts": 1, "questions": 1},
     }
 
 

@@ -1,9 +1,15 @@
 """Pascal VOC: both layouts, its way of counting pixels, unsafe and broken XML, there and back."""
 
-import pytest
+from collections import Counter
 
-from paligemma.data.record import Instance, Record
-from paligemma.data.sources.voc import find_voc, whole_pixels, write_voc
+import numpy as np
+import pytest
+from PIL import Image
+
+from paligemma.data.check import check
+from paligemma.data.record import Instance, Mask, Record
+from paligemma.data.sources.voc import find_voc
+from paligemma.data.sources.voc_write import whole_pixels, write_voc
 from paligemma.errors import DataError, OptionError
 from tests.picture_folders import SIZE_HW, all_of, boxes, drawn_records, picture
 
@@ -162,3 +168,109 @@ def test_a_split_that_is_there_is_replaced_only_when_asked(tmp_path):
         "b.png", "b.xml", "c.png", "c.xml", "c-1.png", "c-1.xml", "train.txt", "val.txt", "labels.txt",
     }  # fmt: skip
     assert [r.id for r in all_of(find_voc(tmp_path / "out")["train"])] == ["b", "c-1"]
+
+
+def numbers_png(path, numbers, mode="P"):
+    """What SegmentationObject holds: pixels are numbers of objects."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.asarray(numbers, np.uint8))
+    if mode == "P":
+        image.putpalette(bytes(range(256)) * 3)
+    image.convert(mode).save(path)
+    return path
+
+
+def test_object_numbers_become_masks(tmp_path):
+    numbers = np.zeros(SIZE_HW, np.uint8)
+    numbers[5:9, 6:20], numbers[9, 6:20], numbers[20:22, 30:50] = 2, 255, 3  # 255 is the line round an object
+    folder(tmp_path, XML.format("a.jpg", "".join(map(OBJECT.format, ("cat", "dog", "cow")))))
+    for mode in ("P", "L"):
+        numbers_png(tmp_path / "SegmentationObject" / "a.png", numbers, mode)
+        cat, dog, cow = find_voc(tmp_path)["train"][0].instances
+        assert cat.mask is None  # wholly behind the others: the box is known, no pixel is
+        for thing, number in ((dog, 2), (cow, 3)):
+            assert (thing.mask.pixels() == (numbers == number)).all()
+
+
+def test_a_list_of_segmented_pictures_alone_is_read(tmp_path):
+    folder(tmp_path, names=None)
+    (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Segmentation" / "val.txt").write_text("a\n")
+    assert [record.id for record in all_of(find_voc(tmp_path)["valid"])] == ["a"]
+
+
+def cut(path):
+    numbers_png(path, np.random.default_rng(0).integers(0, 2, SIZE_HW))
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: numbers_png(path, np.full(SIZE_HW, 2)), "has an object 2: expected numbers up to 1"),
+        (lambda path: numbers_png(path, np.ones((64, 48))), "has 48×64 pixels: expected the picture's 64×48"),
+        (lambda path: numbers_png(path, np.ones(SIZE_HW), "RGB"), "has colours \\(RGB\\): expected one number a pixel"),
+        (lambda path: path.write_bytes(b""), "is empty"),
+        (cut, "cannot be decoded"),
+    ],
+)
+def test_masks_that_do_not_fit_are_named_and_counted(tmp_path, spoil, message):
+    folder(tmp_path)
+    (tmp_path / "SegmentationObject").mkdir()
+    spoil(tmp_path / "SegmentationObject" / "a.png")
+    source = find_voc(tmp_path)["train"]
+    with pytest.raises(DataError, match=rf"^Annotations/a\.xml: SegmentationObject/a\.png {message}") as error:
+        source[0]
+    assert "\n" not in str(error.value)
+    assert check({"train": source}).counts == {"bad mask": 1}
+
+
+def test_masks_that_lead_out_of_the_folder_are_refused_unless_allowed(tmp_path):
+    path = folder(tmp_path / "voc")
+    (path / "SegmentationObject").mkdir()
+    outside = numbers_png(tmp_path / "a.png", np.ones(SIZE_HW))
+    (path / "SegmentationObject" / "a.png").symlink_to(outside)
+    with pytest.raises(DataError, match="leads out of its folder"):
+        find_voc(path)["train"][0]
+    assert find_voc(path, allow_outside=True)["train"][0].instances[0].mask.pixels().all()
+
+
+def test_masks_that_are_written_read_back_the_same(tmp_path):
+    records = drawn_records(tmp_path / "in")
+    left_out = Counter()
+    write_voc(records, tmp_path / "out", left_out=left_out)
+    kept = [
+        [sorted((i.label, i.box_xyxy_px, i.mask.pixels().tobytes()) for i in record.instances) for record in group]
+        for group in (records, all_of(find_voc(tmp_path / "out")["train"]))
+    ]
+    assert kept[0] == kept[1]
+    assert +left_out == {"texts": 2 * 4}
+    assert len(list((tmp_path / "out" / "SegmentationObject").iterdir())) == 4
+
+
+def test_of_two_masks_on_a_pixel_the_smaller_keeps_it(tmp_path):
+    large, small = np.ones(SIZE_HW, bool), np.zeros(SIZE_HW, bool)
+    small[10:20, 10:30] = True
+    things = [Instance("cup", (10, 10, 30, 20), Mask.of(small)), Instance("table", (0, 0, 64, 48), Mask.of(large))]
+    record = Record((picture(tmp_path / "a.png"),), SIZE_HW, tuple(things))
+    left_out = Counter()
+    write_voc([record], tmp_path / "out", left_out=left_out)
+    cup, table = find_voc(tmp_path / "out")["train"][0].instances
+    assert (cup.mask.pixels() == small).all()
+    assert (table.mask.pixels() == (large & ~small)).all()
+    assert +left_out == {"parts of masks under smaller ones": 1}
+
+
+def test_a_split_written_again_keeps_no_mask_of_before(tmp_path):
+    records = drawn_records(tmp_path / "in")
+    write_voc(records, tmp_path / "out")
+    write_voc(drawn_records(tmp_path / "in", masks=False), tmp_path / "out", overwrite=True)
+    assert all(i.mask is None for record in all_of(find_voc(tmp_path / "out")["train"]) for i in record.instances)
+    assert not list((tmp_path / "out" / "SegmentationObject").iterdir())
+
+
+def test_masks_have_the_colours_of_the_devkit(tmp_path):
+    write_voc(drawn_records(tmp_path / "in"), tmp_path / "out")
+    palette = Image.open(next((tmp_path / "out" / "SegmentationObject").iterdir())).getpalette()
+    colours = {1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 8: (64, 0, 0), 20: (0, 64, 128)}  # its first classes
+    assert {n: tuple(palette[3 * n : 3 * n + 3]) for n in colours} == colours
