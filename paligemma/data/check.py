@@ -141,6 +141,7 @@ def check(
     for split, source in _apart(splits):
         look = _Look(findings, split, length, max_text, twins if decode else None)
         for problem in problems_of(source):
+            look.of_file.add(problem)
             look.note(_kind_of_file(problem), problem)
         for index in range(len(source)):
             look.row(source, index)
@@ -171,6 +172,7 @@ class _Look:
         self.findings, self.split, self.length, self.max_text, self.twins = findings, split, length, max_text, twins
         self.labels = findings.labels.setdefault(split, Counter())
         self.tasks = findings.tasks.setdefault(split, Counter())
+        self.of_file: set[str] = set()  # what was told of the whole file, and is not told again of a row
         self.ids: dict[str, str] = {}
         self.sizes: dict[str, tuple[int, int] | None] = {}  # pictures seen, by file: decoded once
         self.n_pictures = 0
@@ -185,7 +187,8 @@ class _Look:
                 source = source.records
             row = source[index]
         except PaliGemmaError as error:
-            self.note(_kind_of(error), str(error))
+            if str(error) not in self.of_file:
+                self.note(_kind_of(error), str(error))
             return
         size = self._pictures(row)
         identity = row.id if isinstance(row, Record) else str(row.meta.get("id", ""))

@@ -15,6 +15,7 @@ from typing import Any
 from paligemma.data.sources.coco import coco_files, find_coco
 from paligemma.data.sources.jsonl import SPLITS, find_splits
 from paligemma.data.sources.packed import is_parquet, is_saved, is_tars, open_datasets, open_parquet, open_tars
+from paligemma.data.sources.storage import is_address
 from paligemma.data.sources.voc import find_voc
 from paligemma.data.sources.yolo import find_yolo, yolo_file
 from paligemma.errors import DataError, OptionError, nearest
@@ -87,7 +88,7 @@ def sniff(path: str | Path) -> str:
         OptionError: several formats in one folder.
     """
     place = Path(path)
-    if re.search(r"\{\d+\.\.\d+\}|://|\*", str(path)) and str(path).endswith(".tar"):
+    if is_address(path) or (re.search(r"\{\d+\.\.\d+\}|\*", str(path)) and str(path).endswith(".tar")):
         return "wds"
     if not place.exists():
         raise DataError(

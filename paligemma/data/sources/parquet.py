@@ -13,7 +13,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -142,14 +142,19 @@ def shards_by_split(folder: Path, suffix: str) -> dict[str, list[Path]]:
     Raises:
         DataError: none there.
     """
-    files = sorted((p for p in folder.rglob(f"*{suffix}") if p.is_file()), key=lambda p: by_number(str(p)))
+    files = [str(path.relative_to(folder)) for path in folder.rglob(f"*{suffix}") if path.is_file()]
     if not files:
         raise DataError(f"{folder}: no files *{suffix}: expected at least one. Check the path.")
-    found: dict[str, list[Path]] = {}
-    for file in files:
-        inside = file.relative_to(folder)
-        named = [split_of(part) for part in (inside.name, *reversed(inside.parts[:-1]))]
-        found.setdefault(next((split for split in named if split), "train"), []).append(file)
+    return {split: [folder / name for name in names] for split, names in by_split(files).items()}
+
+
+def by_split(names: Iterable[str]) -> dict[str, list[str]]:
+    """Paths inside a folder by the split that they begin with, or a folder on their way does; else "train"."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names, key=by_number):
+        *folders, file = PurePath(name).parts
+        named = [split_of(part) for part in (file, *reversed(folders))]
+        found.setdefault(next((split for split in named if split), "train"), []).append(name)
     return {split: found[split] for split in SPLITS if split in found}
 
 

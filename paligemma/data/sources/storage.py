@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from paligemma.data.sources.parquet import by_number, split_of
+from paligemma.data.sources.parquet import by_number, by_split
 from paligemma.data.sources.tar_index import Member, State
 from paligemma.errors import DataError, MissingExtra, PaliGemmaError
 
@@ -22,17 +22,27 @@ def is_address(shard: str | Path) -> bool:
     return "://" in str(shard)
 
 
-def far_shards(address: str, split: str | None) -> list[str]:
-    """The tars of an address: itself, those of a pattern, or those of a folder."""
+def far_folder(address: str) -> dict[str, list[str]] | None:
+    """The tars of a folder in a store, by split as `by_split`; None for an address of anything else."""
+    if "*" in address or address.endswith(".tar"):
+        return None
     system, path = _system(address)
     with _told(address):
-        if "*" not in path:
-            if path.endswith(".tar") or not system.isdir(path):
-                return [address]
-            path = f"{path.rstrip('/')}/*.tar"
-        names = sorted(system.glob(path), key=by_number)
-    names = [name for name in names if split is None or split_of(name_of(name)) == split]
-    return [str(system.unstrip_protocol(name)) for name in names]
+        if not system.isdir(path):
+            return None
+        folder = path.rstrip("/")
+        names = [str(name) for name in system.glob(f"{folder}/**/*.tar")]
+        found = by_split(name[name.index(folder) + len(folder) + 1 :] for name in names)
+        return {split: [f"{address.rstrip('/')}/{name}" for name in inside] for split, inside in found.items()}
+
+
+def far_files(address: str) -> list[str]:
+    """An address itself, or those that a pattern finds in its store, in the order of their numbers."""
+    if "*" not in address:
+        return [address]
+    system, path = _system(address)
+    with _told(address):
+        return [str(system.unstrip_protocol(name)) for name in sorted(system.glob(path), key=by_number)]
 
 
 def _system(address: str) -> tuple[Any, str]:

@@ -24,7 +24,7 @@ import shutil
 import tarfile
 import tempfile
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,8 @@ from paligemma.data.example import Example
 from paligemma.data.sources.columns import Columns, decoded, encoded, kind_of
 from paligemma.data.sources.parquet import by_number, shards_by_split
 from paligemma.data.sources.storage import (
-    far_shards,
+    far_files,
+    far_folder,
     fetch_index,
     is_address,
     name_of,
@@ -169,6 +170,8 @@ def find_tars(folder: str | Path, **options: Any) -> dict[str, Tars]:
     Raises:
         DataError: no tar.
     """
+    if is_address(folder) and (found := far_folder(str(folder))):
+        return {split: Tars(files, **options) for split, files in found.items()}
     if not is_address(folder) and Path(folder).is_dir():
         return {split: Tars(files, **options) for split, files in shards_by_split(Path(folder), ".tar").items()}
     return {"train": Tars(folder, **options)}
@@ -279,21 +282,25 @@ def _shards(given: str | Path | Sequence[str | Path], split: str | None) -> list
     found: list[str] = []
     for name in expand(str(given)):
         if is_address(name):
-            found += far_shards(name, split)
+            inside = far_folder(name)
+            found += far_files(name) if inside is None else _of_split(name, inside, split) if inside else []
         elif Path(name).is_dir():
-            by_split = shards_by_split(Path(name), ".tar")
-            if split is None and len(by_split) > 1:
-                raise DataError(f"{name} holds {', '.join(by_split)}: expected to be told which. Say split='train'.")
-            chosen = split or next(iter(by_split))
-            if chosen not in by_split:
-                hint = nearest(chosen, by_split)
-                raise OptionError(f"split={split!r}: {name} holds {', '.join(by_split)}.{hint}")
-            found += map(str, by_split[chosen])
+            found += map(str, _of_split(name, shards_by_split(Path(name), ".tar"), split))
         else:
             found += sorted(glob.glob(name), key=by_number) if "*" in name else [name]
     if not found:
         raise DataError(f"{given}: no tar: expected at least one. Check the path.")
     return found
+
+
+def _of_split(name: str, found: Mapping[str, Sequence[Any]], split: str | None) -> Sequence[Any]:
+    """The shards of the split that is asked for; of the only one where none is."""
+    if split is None and len(found) > 1:
+        raise DataError(f"{name} holds {', '.join(found)}: expected to be told which. Say split='train'.")
+    chosen = split or next(iter(found))
+    if chosen not in found:
+        raise OptionError(f"split={split!r}: {name} holds {', '.join(found)}.{nearest(chosen, found)}")
+    return found[chosen]
 
 
 def _last(kind: str) -> str:

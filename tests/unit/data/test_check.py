@@ -189,7 +189,7 @@ def test_faults_of_tars_and_clips_are_found(tmp_path):
     data = shard.read_bytes()
     shard.write_bytes(data[: len(data) * 2 // 3])
     findings = check({"train": Tars(shard)})
-    assert set(findings.counts) == {"cut archive"}
+    assert findings.counts == {"cut archive": 1}
     assert findings.n_errors >= 1
     clips = folder(tmp_path / "clips", [{"video": "frames", "prefix": "caption en", "suffix": "a cat"}], pictures=0)
     (tmp_path / "clips" / "frames").mkdir()

@@ -14,6 +14,7 @@ from PIL import Image
 
 from paligemma.data.example import Example
 from paligemma.data.sources.columns import Columns
+from paligemma.data.sources.open import open_data
 from paligemma.data.sources.tars import Tars, expand, find_tars, write_tars
 from paligemma.errors import DataError, OptionError
 from paligemma.processing.image import load_image
@@ -328,6 +329,25 @@ def test_stores_are_read_like_disks(tmp_path):
         with pytest.raises(DataError, match=message):
             Tars(given)
     store.rm("/bucket", recursive=True)
+
+
+def test_splits_of_a_folder_in_a_store_stay_apart(tmp_path):
+    store = pytest.importorskip("fsspec").filesystem("memory")
+    for number, name in enumerate(("train-000000", "train-000001", "val-000000", "test/a")):
+        (shard,) = write_tars(examples(2 + number), tmp_path / str(number))
+        store.pipe_file(f"/set/{name}.tar", shard.read_bytes())
+    there = {"train": 2 + 3, "valid": 4, "test": 5}
+    for address in ("memory://set", "memory://set/"):
+        assert {split: len(rows) for split, rows in open_data(address).items()} == there
+        assert {split: len(Tars(address, split=split)) for split in there} == there
+        with pytest.raises(DataError, match=r"holds train, valid, test: expected to be told which"):
+            Tars(address)
+    store.pipe_file("/other/rows.jsonl", b"{}")
+    for address in ("memory://other", "memory://other/rows.jsonl", "memory://gone"):
+        with pytest.raises(DataError, match="expected (a tar|at least one)"):
+            open_data(address)
+    store.rm("/set", recursive=True)
+    store.rm("/other", recursive=True)
 
 
 def many(path: Path, n: int) -> Path:
