@@ -191,10 +191,11 @@ class _Look:
                 self.note(_kind_of(error), str(error))
             return
         size = self._pictures(row)
-        identity = row.id if isinstance(row, Record) else str(row.meta.get("id", ""))
-        if identity:
-            if identity in self.ids:
-                self.note("duplicate id", f"{row.where}: id {identity} is also that of {self.ids[identity]}")
+        said = row.id if isinstance(row, Record) else row.meta.get("id")
+        if said is not None and (identity := str(said)):
+            told = f"{row.where}: id {identity} is also that of {self.ids.get(identity)}"
+            if identity in self.ids and told not in self.of_file:
+                self.note("duplicate id", told)
             self.ids.setdefault(identity, row.where)
         if isinstance(row, Record):
             if row.size_hw is not None and size is not None:
@@ -319,7 +320,7 @@ def _kind_of(error: PaliGemmaError) -> str:
 
 
 def _kind_of_file(problem: str) -> str:
-    if "duplicate" in problem or "twice" in problem:
+    if "duplicate" in problem or "twice" in problem or "is also that of" in problem:
         return "duplicate id"
     return "cut archive" if "cut off" in problem else "file"
 

@@ -11,8 +11,11 @@ A folder may hold its splits in any of these ways; what is missing is simply not
 import json
 from array import array
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from paligemma.data.example import Example
 from paligemma.data.sources.paths import picture_path
@@ -85,6 +88,26 @@ class Jsonl:
             raise DataError(f"{self.where(index)}: a {type(row).__name__}: expected an object with {_names()}.")
         return row
 
+    @cached_property
+    def problems(self) -> tuple[str, ...]:
+        """Rows with an id that an earlier one has; the file is read through once, 8 bytes kept a row meanwhile."""
+        marks, rows = array("q"), array("q")
+        with self.path.open("rb") as file:
+            for index, line in enumerate(line for line in file if line.strip()):
+                if b'"id"' in line and (identity := _id(line)) is not None:
+                    marks.append(hash(identity))
+                    rows.append(index)
+        hashes = np.array(marks, np.int64)
+        order = np.argsort(hashes, kind="stable")
+        again = np.flatnonzero(np.diff(hashes[order]) == 0) + 1
+        first: dict[str, int] = {}
+        told = []
+        for index in sorted({rows[order[place]] for at in again for place in (at - 1, at)}):
+            identity = str(self.row(index)["id"])  # the hashes of two ids may be equal, if hardly ever
+            if first.setdefault(identity, index) != index:
+                told.append(f"{self.where(index)}: id {identity} is also that of {self.where(first[identity])}")
+        return tuple(told)
+
     def __getitem__(self, index: int) -> Example:
         """The example of a row; its pictures are looked for, not opened.
 
@@ -152,6 +175,15 @@ def find_splits(folder: str | Path, **options: Any) -> dict[str, Jsonl]:
             "rows of image, prefix and suffix."
         )
     return found
+
+
+def _id(line: bytes) -> str | None:
+    """The id of a row, as text; None where it has none or cannot be read."""
+    try:
+        found = json.loads(line).get("id")
+    except (ValueError, AttributeError):
+        return None
+    return None if found is None else str(found)
 
 
 def _names() -> str:

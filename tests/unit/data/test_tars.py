@@ -344,7 +344,7 @@ def test_splits_of_a_folder_in_a_store_stay_apart(tmp_path):
             Tars(address)
     store.pipe_file("/other/rows.jsonl", b"{}")
     for address in ("memory://other", "memory://other/rows.jsonl", "memory://gone"):
-        with pytest.raises(DataError, match="expected (a tar|at least one)"):
+        with pytest.raises(DataError, match=r"expected (a tar|at least one)"):
             open_data(address)
     store.rm("/set", recursive=True)
     store.rm("/other", recursive=True)

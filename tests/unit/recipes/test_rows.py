@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from paligemma.data.augment import AugmentOptions
+from paligemma.data.check import check
 from paligemma.data.mixture import Mixture, Part
 from paligemma.data.sources.coco_write import write_coco
 from paligemma.data.sources.jsonl import Jsonl
@@ -120,6 +121,20 @@ def test_a_cut_tar_stops_a_run_unless_it_may_be_passed_over(tmp_path):
         splits(tmp_path / "tars", 0.0)
     train, _, _ = splits(tmp_path / "tars", 0.0, skip_broken=True)
     assert 0 < len(train) < 6
+
+
+def test_ids_used_twice_stop_a_run_unless_told_otherwise(tmp_path):
+    path = write_rows(tmp_path, 5)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row, identity in zip(rows, ("a", 7, None, "7", "b"), strict=True):
+        row["id"] = identity
+    path.write_text("\n\n".join(json.dumps(row) for row in rows))  # blank lines count as lines, not as rows
+    told = "train.jsonl line 7: id 7 is also that of train.jsonl line 3"
+    with pytest.raises(DataError, match=rf"^train: {told} To go on without: --set loader\.skip_broken=true"):
+        splits(path, 0.0)
+    assert len(splits(path, 0.0, skip_broken=True)[0]) == 5
+    (found,) = check({"train": Jsonl(path)}).of("duplicate id")
+    assert found.message == told
 
 
 def test_rows_of_which_none_can_be_used_are_no_training(tmp_path):
