@@ -1,9 +1,9 @@
 """Several sources as one endless line of examples, each as often as its weight says.
 
-Positions are dealt in decks of `DECK` cards. A deck holds each source by its share, rounded so that the deck is full
-and nobody with a weight is left out; its order is shuffled by the seed and the number of the deck. So which source
-stands at position p, and how often it stood before p, are computed from p alone: the state of a mixture is one
-number, and seeking to the billionth example costs what the first one does.
+Positions are dealt in decks of `DECK` cards, of more where a share is too small for them. A deck holds each source by
+its share, rounded so that the deck is full and nobody with a weight is left out; its order is shuffled by the seed and
+the number of the deck. So which source stands at position p, and how often it stood before p, are computed from p
+alone: the state of a mixture is one number, and seeking to the billionth example costs what the first one does.
 
     weights cats 3, dogs 1:   deck 0  c d c c | c c d c | …      deck 1  d c c c | …
     cats' rows: its own shuffled epochs, one after another, whatever the others do
@@ -30,6 +30,8 @@ from paligemma.errors import DataError, OptionError, nearest
 
 Exhaustion = Literal["repeat", "drop", "stop"]
 DECK = 2048
+LARGEST_DECK = 2**16  # kept in memory while it is dealt
+_CARDS = 4  # of the smallest share: rounding changes it by an eighth at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,9 +205,17 @@ def shares(
     return tuple(weight / sum(evened) for weight in evened)
 
 
-def quotas(given: Sequence[float], deck: int = DECK) -> tuple[int, ...]:
-    """Cards of each source in a deck: its share rounded by largest remainder, at least 1 where the share is above 0."""
+def quotas(given: Sequence[float], deck: int | None = None) -> tuple[int, ...]:
+    """Cards of each source in a deck: its share rounded by largest remainder, at least 1 where the share is above 0.
+
+    Args:
+        deck: cards; None: `DECK`, doubled to `LARGEST_DECK` at most while the smallest share would be a card or two.
+    """
     present = [share > 0 for share in given]
+    if deck is None:
+        deck, smallest = DECK, min(share for share in given if share > 0)
+        while smallest * deck < _CARDS and deck < LARGEST_DECK:
+            deck *= 2
     deck = max(deck, sum(present))
     exact = [share * deck for share in given]
     cards = [max(int(x), int(p)) for x, p in zip(exact, present, strict=True)]
@@ -276,7 +286,7 @@ def _choice(part: Part, n: int, seed: tuple[int, ...]) -> Line | None:
     return Line(len(part.source), seed) if n < len(part.source) else None
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _deck(quota: tuple[int, ...], seed: tuple[int, ...], deck: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The part of each card of a deck, and how many of the same part lie before it."""
     cards = np.repeat(np.arange(len(quota)), quota)

@@ -16,6 +16,7 @@ from paligemma.errors import DataError, MissingExtra
 from paligemma.results import BoolMask, BoxXyxyPx, mask_from_rle, mask_to_rle, unpack_counts
 
 Polygon = tuple[float, ...]  # x1, y1, x2, y2, … in pixels
+FAR = 1_000_000  # pixels; pycocotools takes memory by the length of an edge, and numbers beyond int stop the process
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Mask:
         """bool[H, W]; polygons are filled by COCO's own rule.
 
         Raises:
-            DataError: run lengths that do not add up to the picture, or a polygon of fewer than three corners.
+            DataError: run lengths that do not add up to the picture, or a polygon of fewer than three corners or with
+                one out of all sight.
             MissingExtra: polygons without pycocotools.
         """
         height, width = self.size_hw
@@ -50,6 +52,8 @@ class Mask:
             return mask_from_rle({"size": [height, width], "counts": self._runs(self.counts)})
         if any(len(polygon) < 6 or len(polygon) % 2 for polygon in self.polygons):
             raise DataError("a polygon of fewer than three corners: expected x1, y1, x2, y2, x3, y3, … in pixels.")
+        if any(not abs(number) < FAR for polygon in self.polygons for number in polygon):
+            raise DataError(f"a polygon with a corner {FAR:,} pixels away or farther: expected corners in the picture.")
         if not self.polygons:
             return np.zeros(self.size_hw, bool)
         codec = coco_mask()

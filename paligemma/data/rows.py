@@ -37,6 +37,7 @@ def open_rows(
     text_length: Callable[[str], int] | None = None,
     max_text: int | None = None,
     valid_share: float = 0.0,
+    shuffle: bool = True,
     seed: int = 0,
     **options: Any,
 ) -> dict[str, Any]:
@@ -56,6 +57,7 @@ def open_rows(
         text_length: tokens of a text, for builders that drop words until a text fits into `max_text` tokens, bos to
             eos, so that the end is not what is always cut.
         valid_share: of the training pictures kept apart as the split "held", where there is no valid or test split.
+        shuffle: of a mixture, the rows of every source; False keeps them in their order.
         seed: of everything random in builders and augmentation.
         options: those of `open_data`: format, allow_outside, images, columns, …
 
@@ -68,8 +70,8 @@ def open_rows(
         "max_text": max_text, "seed": seed,
     }  # fmt: skip
     if is_mixture(data):
-        given = {**options, **asked}
-        return read_mixture(data, lambda **own: open_rows(**{**given, **own}), seed=seed)
+        given = {**options, **asked, "shuffle": shuffle}
+        return read_mixture(data, lambda **own: open_rows(**{**given, **own}), seed=seed, shuffle=shuffle)
     found = open_data(data, **options)
     if valid_share and "train" in found and not {"valid", "test"} & set(found):
         train, held, _ = held_out(found["train"], valid_share)

@@ -89,6 +89,7 @@ def data_options(recipe: "TransferRecipe", base: Base) -> dict[str, Any]:
         "load": base.processor.load_image,
         "text_length": lambda text: len(base.processor.tokenizer.encode(text)),
         "max_text": recipe.loader.max_text,
+        "shuffle": recipe.loader.shuffle,
         "seed": recipe.loader.seed,
         **dict(recipe.data_options),
     }

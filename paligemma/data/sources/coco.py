@@ -119,7 +119,7 @@ class Coco:
             else:
                 label = self._label(note, called)
                 mask = _mask(note.get("segmentation"), size, called)
-                found["instances"].append(Instance(label, _needed_box(note, called), mask, bool(note.get("iscrowd"))))
+                found["instances"].append(Instance(label, _needed_box(note, called), mask, _is_crowd(note, called)))
         meta = {key: value for key, value in row.items() if key not in _KNOWN}
         if n_illegible:
             meta["n_illegible"] = n_illegible
@@ -358,6 +358,13 @@ def _box(note: Mapping[str, Any], where: str, *, may_lack: bool = False) -> BoxX
         )
     left, top, width, height = (float(edge) for edge in box)
     return left, top, left + width, top + height
+
+
+def _is_crowd(note: Mapping[str, Any], where: str) -> bool:
+    said = note.get("iscrowd") or 0
+    if str(said) not in ("0", "1", "True", "False"):
+        raise DataError(f"{where} has iscrowd {str(said)[:40]!r}: expected 0 or 1.", kind="wrong column")
+    return str(said) in ("1", "True")
 
 
 def _needed_box(note: Mapping[str, Any], where: str) -> BoxXyxyPx:

@@ -18,8 +18,6 @@ from paligemma.data.example import Example
 from paligemma.data.sources.columns import Columns, in_folder, nowhere
 from paligemma.errors import DataError, MissingExtra, OptionError, PaliGemmaError, nearest
 
-AHEAD = 1000  # rows that a stream reads past before it asks `datasets` to skip
-
 
 class HubDataset:
     """Rows of a `datasets.Dataset`, random access; its tables stay on disk.
@@ -172,20 +170,21 @@ class StreamSource:
         if self._last is not None and self._last[0] == index:
             return self._last[1]
         with _told(self.where(index)):
-            if self._rows is None or not 0 <= index - self._next < AHEAD:
+            if self._rows is None or index < self._next:  # a stream skips by reading, so reading on is never more
                 rest = self.stream.skip(index)
                 rest.set_epoch(epoch)
                 # In batches: a plain iteration would give each reader of a torch DataLoader only some of the shards.
                 self._rows = iter(rest.iter(batch_size=1))
                 self._next, self._epoch, self._pid = index, epoch, os.getpid()
             while True:
-                batch = next(self._rows, None)
+                rows, self._rows = self._rows, None  # a generator that raised is at its end
+                batch = next(rows, None)
                 if batch is None:
-                    self._rows = None
                     raise DataError(
                         f"{self.where(index)}: the stream ended before it: expected {len(self)} rows. Give the number "
                         "that there are: n_examples=…."
                     )
+                self._rows = rows
                 self._next += 1
                 if self._next > index:
                     break

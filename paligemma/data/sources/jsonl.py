@@ -133,7 +133,7 @@ class Jsonl:
             row = self.row(index)
         except DataError:
             return ()
-        named = row.get("video", row.get("image", row.get("images")))
+        named = row.get("video") or row.get("image") or row.get("images")
         return tuple(str(name) for name in (named if isinstance(named, list) else [named]) if name)
 
     def images(self, row: Mapping[str, Any], where: str) -> tuple[Any, ...]:
@@ -148,7 +148,7 @@ class Jsonl:
             return clip_of_row(row, self.folder, where, allow_outside=self.allow_outside)
         if "image" not in row and "images" not in row:
             raise _wrong(f"{where}: no column 'image': expected {_names()}.{nearest('image', row)}")
-        named = row.get("image", row.get("images"))
+        named = row.get("images") if row.get("image") is None else row["image"]
         named = [] if named is None else named if isinstance(named, list) else [named]
         return tuple(picture_path(self.folder, name, where, allow_outside=self.allow_outside) for name in named)
 

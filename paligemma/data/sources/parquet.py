@@ -78,11 +78,15 @@ class Parquet:
         """A row as it stands in the file.
 
         Raises:
-            DataError: its row group is damaged.
+            DataError: its row group is damaged, or a text is not UTF-8.
         """
         file, group, inside, _ = self._place(index)
         table = self._table(file, group, index)
-        row: dict[str, Any] = table.slice(inside, 1).to_pylist()[0]
+        try:
+            row: dict[str, Any] = table.slice(inside, 1).to_pylist()[0]
+        except UnicodeDecodeError as error:
+            message = f"{self.where(index)}: not UTF-8 ({error.reason}): write the table's texts as UTF-8."
+            raise DataError(message, kind="not UTF-8") from None
         return row
 
     def __getitem__(self, index: int) -> Example:
@@ -109,11 +113,12 @@ class Parquet:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
+        arrow, _ = _arrow()
         opened = _open(self.paths[file])
         try:
             with opened:
                 table = opened.read_row_group(group, use_threads=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, arrow.ArrowException) as error:
             raise DataError(
                 f"{self.where(index)}: row group {group} cannot be read ({_line(error)}): expected a whole file. "
                 "Fetch it again."

@@ -101,9 +101,10 @@ def open_shard(shard: str) -> BinaryIO:
 def read_members(shard: str, members: Sequence[Member]) -> list[bytes]:
     if is_address(shard):
         system, path = _system(shard)
+        starts = [member.offset for member in members]
         ends = [member.offset + member.size for member in members]
         with _told(shard):
-            found = list(system.cat_ranges([path] * len(members), [member.offset for member in members], ends))
+            found = list(system.cat_ranges([path] * len(members), starts, ends, on_error="raise"))
     else:
         found = []
         try:

@@ -49,7 +49,9 @@ from paligemma.data.sources.storage import (
 from paligemma.data.sources.tar_index import KeptIndex, State, cut, kept_index, read_index, scan, to_bytes, write_file
 from paligemma.errors import DataError, OptionError, nearest
 
-PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "jp2", "avif"})
+PICTURES = frozenset(
+    {"jpg", "jpeg", "jfif", "jpe", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "jp2", "avif"}
+)
 TEXTS = frozenset({"txt", "cls", "text", "caption"})
 MAX_SHARDS = 1_000_000
 N_READERS = 8  # shards of a bucket that are looked through at a time
@@ -147,9 +149,17 @@ class Tars:
         """The example; its pictures are not decoded.
 
         Raises:
-            DataError: as `row`, or a field is missing.
+            DataError: as `row`, or a field is missing, or files of unknown kinds stand where pictures are expected.
         """
         row, where = self.row(index), self.where(index)
+        if (self.columns.images or self.columns.image) == "image" and row.get("image") == [] and "images" not in row:
+            _, opened, i = self._place(index)
+            others = sorted(member.kind for member in opened.members(i) if not _is_read(member.kind))
+            if others:
+                raise DataError(
+                    f"{where}: no picture beside .{', .'.join(others)}: expected .jpg, .png, .webp or another picture.",
+                    kind="missing picture",
+                )
         if self.columns.is_own and "suffix" not in row:
             text = next((kind for kind in ("txt", "caption", "text", "cls") if kind in row), None)
             row |= {} if text is None else {"suffix": row.pop(text)}

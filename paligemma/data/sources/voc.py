@@ -245,12 +245,27 @@ def read_xml(data: bytes, where: str) -> ET.Element:
     parser.CharacterDataHandler = builder.data
     try:
         parser.Parse(data, True)
+    except DataError:
+        raise
+    except (ValueError, LookupError) as error:  # Python's, of a declared encoding that it cannot read
+        message = f"{where}: not UTF-8 ({error}): save the file as UTF-8, and say so in its first line."
+        raise DataError(message, kind="not UTF-8") from None
     except expat.ExpatError as error:
+        if b"encoding=" not in data[:200] and not _is_utf8(data):
+            raise DataError(f"{where}: not UTF-8: save the file as UTF-8.", kind="not UTF-8") from None
         raise DataError(f"{where}: not XML ({error}): expected a VOC annotation. Fetch or write it again.") from None
     tree = builder.close()
     if tree.tag != "annotation":
         raise DataError(f"{where}: <{tree.tag}>: expected <annotation> with size and object. Is this a VOC file?")
     return tree
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _said(tree: ET.Element, path: str) -> str:

@@ -21,6 +21,7 @@ import yaml
 from paligemma.data.record import Instance, Mask, Polygon, Record
 from paligemma.data.sources.folder import (
     Names,
+    is_picture,
     open_text,
     picture_size,
     pictures_of,
@@ -114,15 +115,19 @@ class Yolo:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Text files without a picture, and those that two pictures share; the folders are listed anew each time."""
+        """Text files without a picture, and those that two pictures share; the folders are listed anew each time.
+
+        A picture of another split counts: lists of pictures may divide one folder.
+        """
         texts = Counter(self.text_of(Path(picture)) for picture in self._pictures)
         shared = [text for text, n in texts.items() if n > 1]
         folders = {text.parent for text in texts}
         lost = sorted(
             text
             for folder in folders
+            for known in [_stems(folder)]
             for text in folder.glob("*.txt")
-            if text not in texts and not text.name.lower().startswith(("classes", "readme"))
+            if text not in texts and text.stem not in known and not text.name.lower().startswith(("classes", "readme"))
         )
         told = (("text files without a picture", lost), ("text files that two pictures share", shared))
         return tuple(f"{len(files):,} {what}, the first {files[0]}" for what, files in told if files)
@@ -153,6 +158,15 @@ class Yolo:
         outer: Polygon = tuple(_pixel(v * (height if i % 2 else width)) for i, v in enumerate(values))
         box = (min(outer[::2]), min(outer[1::2]), max(outer[::2]), max(outer[1::2]))
         return Instance(label, box, Mask(size_hw, polygons=split_outlines(outer)))
+
+
+def _stems(texts: Path) -> set[str]:
+    """Names of the pictures that the text files of a folder can belong to, without ending."""
+    folders, parts = [texts], list(texts.parts)
+    if "labels" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("labels")] = "images"
+        folders.append(Path(*parts))
+    return {path.stem for folder in folders if folder.is_dir() for path in folder.iterdir() if is_picture(path.name)}
 
 
 def find_yolo(folder: str | Path, *, allow_outside: bool = False) -> dict[str, Yolo]:

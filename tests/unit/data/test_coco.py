@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
+from paligemma.data.check import check
 from paligemma.data.record import Asked, Instance, Mask, Record, Text, Word
 from paligemma.data.sources.coco import Coco, find_coco
 from paligemma.data.sources.coco_write import write_coco
@@ -107,6 +108,7 @@ def test_the_super_category_of_roboflow_is_no_label_unless_it_is_one(tmp_path, r
         ({"segmentation": {"size": [48, 64], "counts": None}}, "expected COCO's run lengths"),
         ({"segmentation": "x"}, "expected polygons"),
         ({"caption": 3}, "'caption' is '3': expected text"),
+        ({"iscrowd": "no"}, "iscrowd 'no': expected 0 or 1"),
     ],
 )
 def test_an_annotation_that_cannot_be_used_is_named_when_its_row_is_read(tmp_path, note, message):
@@ -400,3 +402,16 @@ def test_values_kept_as_bytes_are_a_sequence():
     with pytest.raises(IndexError):
         kept[5]
     assert len(Compact([])) == 0
+
+
+@pytest.mark.parametrize(("said", "is_crowd"), [("0", False), (0, False), (None, False), ("1", True), (True, True)])
+def test_a_crowd_may_be_said_as_text(tmp_path, said, is_crowd):
+    assert Coco(write(tmp_path, annotations=[BOX | {"iscrowd": said}]))[0].instances[0].is_crowd is is_crowd
+
+
+@pytest.mark.parametrize("far", [1e12, -1e7, 1e299])
+def test_a_corner_out_of_all_sight_never_reaches_the_filling_of_polygons(tmp_path, far):
+    source = Coco(write(tmp_path, annotations=[BOX | {"segmentation": [[1, 1, far, 1, 1, 9]]}]))
+    with pytest.raises(DataError, match="1,000,000 pixels away"):
+        source[0].instances[0].mask.pixels()
+    assert check({"train": source}).counts["bad mask"] == 1

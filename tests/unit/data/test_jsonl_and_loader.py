@@ -182,3 +182,12 @@ def test_an_error_in_a_worker_reads_as_it_does_here(tmp_path):
 def test_options_that_make_no_sense_are_refused(rows, options):
     with pytest.raises(OptionError, match=r"data\."):
         loader_of(rows, **options)
+
+
+def test_a_null_image_leaves_the_word_to_images(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    row = {"image": None, "images": ["a.png", "b.png"], "prefix": "caption en", "suffix": "two"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row))
+    source = Jsonl(tmp_path / "train.jsonl")
+    assert [path.name for path in source[0].images] == ["a.png", "b.png"] == list(source.pictures_of(0))

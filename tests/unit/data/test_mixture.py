@@ -180,3 +180,10 @@ def test_what_is_no_mixture_is_refused_in_a_line(parts, options, message):
 def test_an_empty_source_is_refused():
     with pytest.raises(DataError, match="a: no rows"):
         Mixture({"a": Part(source=Numbers(0))})
+
+
+@pytest.mark.parametrize("share", [1e-3, 3e-4, 1e-4])
+def test_small_shares_are_kept(share):
+    cards = quotas([1 - share, share])
+    assert cards[1] / sum(cards) == pytest.approx(share, rel=0.13)
+    assert sum(quotas([1 - 1e-9, 1e-9])) < 100_000  # cards are kept in memory

@@ -156,3 +156,19 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
 
     # 200,000 rows as Python objects would hold 40 MB; allowed are the kept groups and the footer of one file.
     assert growth_bytes("Parquet", "parquet", write(2_000), write(200_000), 200_000) < 12 * 2**20
+
+
+def test_a_text_in_another_encoding_costs_its_row_alone(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = pyarrow.Array.from_buffers(
+        pyarrow.string(), 2, [None, pyarrow.py_buffer(np.array([0, 2, 4], np.int32)), pyarrow.py_buffer(b"\xff\xfeab")]
+    )
+    columns = {"image": [[], []], "prefix": ["caption en"] * 2, "suffix": texts}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "train.parquet")
+    source = Parquet(tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"^train\.parquet row 0: not UTF-8") as error:
+        source[0]
+    assert error.value.kind == "not UTF-8"
+    assert source[1].suffix == "ab"

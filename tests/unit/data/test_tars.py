@@ -378,3 +378,25 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
     # The whole index of 200,000 rows is 10 MB; a reader asks it for the lines of an example.
     assert growth_bytes("Tars", "tars", write(2_000), large, 200_000) < 2 * 2**20
     large.unlink()  # pytest would keep its 200 MB
+
+
+def test_a_store_that_fails_later_is_named(tmp_path):
+    store = pytest.importorskip("fsspec").filesystem("memory")
+    (shard,) = write_tars(examples(2), tmp_path)
+    store.pipe_file("/later/a.tar", shard.read_bytes())
+    source = Tars("memory://later/a.tar")
+    store.rm("/later", recursive=True)
+    with pytest.raises(DataError, match=r"^memory://later/a\.tar cannot be read"):
+        source[0]
+
+
+def test_a_file_that_is_no_picture_is_not_passed_over(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in (("1.mp4", b"frames"), ("1.txt", b"a cat"), ("2.jfif", b"picture"), ("2.txt", b"a dog")):
+            head = tarfile.TarInfo(name)
+            head.size = len(data)
+            tar.addfile(head, io.BytesIO(data))
+    source = Tars(tmp_path / "a.tar", columns=Columns(prefix="=caption en", suffix="txt"))
+    with pytest.raises(DataError, match=r"^a\.tar 1: no picture beside \.mp4: expected \.jpg"):
+        source[0]
+    assert source[1].images == (b"picture",)

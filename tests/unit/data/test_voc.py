@@ -274,3 +274,27 @@ def test_masks_have_the_colours_of_the_devkit(tmp_path):
     palette = Image.open(next((tmp_path / "out" / "SegmentationObject").iterdir())).getpalette()
     colours = {1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 8: (64, 0, 0), 20: (0, 64, 128)}  # its first classes
     assert {n: tuple(palette[3 * n : 3 * n + 3]) for n in colours} == colours
+
+
+@pytest.mark.parametrize(
+    ("head", "encoding", "is_read"),
+    [
+        ('<?xml version="1.0" encoding="ISO-8859-1"?>', "latin-1", True),  # said, and Python can read it
+        ("", "latin-1", False),
+        ('<?xml version="1.0" encoding="GBK"?>', "gbk", False),
+        ('<?xml version="1.0" encoding="nonesuch"?>', "latin-1", False),
+    ],
+)
+def test_other_encodings_are_read_where_they_are_said_and_named_where_not(tmp_path, head, encoding, is_read):
+    label = "鱼" if encoding == "gbk" else "Käse"
+    folder(tmp_path)
+    xml = head + XML.format("a.jpg", OBJECT.format(label))
+    (tmp_path / "Annotations" / "a.xml").write_bytes(xml.encode(encoding))
+    source = find_voc(tmp_path)["train"]
+    if is_read:
+        assert source[0].instances[0].label == label
+        return
+    with pytest.raises(DataError, match=r"^Annotations/a\.xml: not UTF-8") as error:
+        source[0]
+    assert error.value.kind == "not UTF-8"
+    assert source.labels == ()

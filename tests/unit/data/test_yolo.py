@@ -282,3 +282,18 @@ def test_a_writing_that_breaks_off_leaves_nothing(tmp_path):
     with pytest.raises(DataError, match=r"missing\.png"):
         write_yolo(records, tmp_path / "out", labels=("x",))
     assert not [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+
+
+def test_lists_may_divide_one_folder(tmp_path):
+    for name in "abc":
+        picture(tmp_path / "images" / f"{name}.png")
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        (tmp_path / "labels" / f"{name}.txt").write_text("0 0.5 0.5 0.25 0.5")
+    (tmp_path / "labels" / "lost.txt").write_text("0 0.5 0.5 0.25 0.5")
+    (tmp_path / "train.txt").write_text("images/a.png\nimages/b.png\n")
+    (tmp_path / "val.txt").write_text("images/c.png\n")
+    (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: train.txt\nval: val.txt\n")
+    found = find_yolo(tmp_path)
+    assert {split: len(source) for split, source in found.items()} == {"train": 2, "valid": 1}
+    lost = tmp_path / "labels" / "lost.txt"
+    assert {source.problems for source in found.values()} == {(f"1 text files without a picture, the first {lost}",)}
