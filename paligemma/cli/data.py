@@ -100,9 +100,15 @@ def _check(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from paligemma.data.check import check, table_lines
+    from paligemma.data.rows import no_codes
 
-    splits = _splits(args)
-    length = None if args.model is None else _length_of(args.model)
+    masks = None if args.model is None else _masks(args.model)
+    options: dict[str, Any] = {"mask_encoder": no_codes if masks is None else masks.encode_array}
+    length = None
+    if args.model is not None:
+        length, text_length = _lengths_of(args.model)
+        options |= {"text_length": text_length, "max_text": args.max_text}
+    splits = _splits(args, **options)
     total = sum(len(source) for source in splits.values())
     with tqdm(total=total, unit="row", delay=PATIENCE_S, disable=None, leave=False) as bar:
         findings = check(splits, length=length, max_text=args.max_text, decode=not args.no_decode, progress=bar.update)
@@ -113,8 +119,8 @@ def _check(args: argparse.Namespace) -> int:
     return 2 if findings.n_errors or (args.strict and findings.found) else 0
 
 
-def _length_of(model: str) -> Any:
-    """Text tokens of an example with a model's tokenizer."""
+def _lengths_of(model: str) -> tuple[Any, Any]:
+    """Text tokens of an example, and of a text, with a model's tokenizer."""
     from paligemma.api.loading import find, find_tokenizer
     from paligemma.checkpoints import open_checkpoint
     from paligemma.processing.processor import Processor
@@ -128,7 +134,7 @@ def _length_of(model: str) -> Any:
         # The last token is only a target, so the model sees one fewer than stand in the row.
         return len(processor.sequence(0, example.prefix, example.suffix, where=example.where)) - 1
 
-    return length
+    return length, lambda text: len(processor.tokenizer.encode(text))
 
 
 def _preview(args: argparse.Namespace) -> int:
@@ -149,9 +155,16 @@ def _preview(args: argparse.Namespace) -> int:
         config = checkpoint.config
     processor, vae = Processor(config, find_tokenizer(path, None, config)), find_mask_vae(path, None)
     augmentation = changed(AugmentOptions(), dict(pair(word, "--augment") for word in args.augment))
-    masks: dict[str, Any] = {} if vae is None else {"mask_encoder": vae.encode_array, "mask_decoder": vae.decode_array}
+    options: dict[str, Any] = {
+        "augmentation": augmentation,
+        "load": processor.load_image,
+        "text_length": lambda text: len(processor.tokenizer.encode(text)),
+        "max_text": args.max_text,
+    }
+    if vae is not None:
+        options |= {"mask_encoder": vae.encode_array, "mask_decoder": vae.decode_array}
     shown: list[Any] = []
-    for source in _splits(args, augmentation=augmentation, **masks).values():
+    for source in _splits(args, **options).values():
         n = min(args.n, len(source))
         for row in range(n):
             for epoch in range(args.passes):

@@ -21,7 +21,7 @@ from paligemma.data.labels import likely_typos
 from paligemma.data.mixture import Mixture
 from paligemma.data.record import Instance, Record
 from paligemma.data.subset import problems_of
-from paligemma.errors import DataError, PaliGemmaError
+from paligemma.errors import DataError, OptionError, PaliGemmaError
 from paligemma.processing.image import load_image
 from paligemma.tasks.grammar import check_area, parse_entries, stray_tokens
 
@@ -44,6 +44,7 @@ KINDS: dict[str, tuple[str, str]] = {  # kind -> "error" or "warning", what it m
     "malformed suffix": ("error", "location or mask tokens that make no box or mask"),
     "duplicate id": ("error", "two rows of a split with one id"),
     "same picture in two splits": ("error", "what is held out was learned"),
+    "file": ("error", "something about a whole file"),
     "box over the edge": ("warning", "a box that reaches beyond the picture by more than a pixel; it is clipped"),
     "empty suffix": ("warning", "an answer of nothing, where the prompt asks for text"),
     "text too long": ("warning", "more tokens than the model will see; the end is cut"),
@@ -51,7 +52,6 @@ KINDS: dict[str, tuple[str, str]] = {  # kind -> "error" or "warning", what it m
     "same picture twice": ("warning", "one picture several times in a split, under different names"),
     "likely typo": ("warning", "a rare label that nearly is a frequent one"),
     "label only held out": ("warning", "a label that train never shows"),
-    "file": ("warning", "something about a whole file"),
 }
 SHAPE = 0.03  # logarithm of how much two ratios of sides may differ: rounding of a small picture
 _MAY_BE_EMPTY = ("detect", "segment", "ocr")  # prompts that nothing is an answer to
@@ -181,11 +181,11 @@ class _Look:
         self.findings.found.append(Finding(kind, self.split, message))
 
     def row(self, source: Any, index: int) -> None:
+        built = source if isinstance(source, Built) else None
+        n_before = len(self.findings.found)
         try:
-            if isinstance(source, Built):  # the record itself, not what stands in for one that has nothing to ask
-                self._built(source, index)
-                source = source.records
-            row = source[index]
+            # The record itself, not what stands in for one that has nothing to ask.
+            row = source[index] if built is None else built.records[index]
         except PaliGemmaError as error:
             if str(error) not in self.of_file:
                 self.note(_kind_of(error), str(error))
@@ -207,14 +207,24 @@ class _Look:
             self._record(row, row.size_hw or size)
         else:
             self._example(row)
+        if built is not None:
+            self._built(built, index, is_told=any(one.is_error for one in self.findings.found[n_before:]))
 
-    def _built(self, source: Built, index: int) -> None:
-        """The prompt and answer made of a record, where there is one."""
+    def _built(self, source: Built, index: int, *, is_told: bool) -> None:
+        """The prompt and answer made of a record, where there is one.
+
+        Args:
+            is_told: of the record itself something was told, which is why none can be made.
+        """
         rng = np.random.default_rng([source.seed, 0, index])
         try:
             example = source.builder.build(source.records[index], rng, source.labels, turn=Turn(seed=source.seed))
-        except PaliGemmaError:
-            return  # what is wrong is told of the record
+        except OptionError:
+            raise  # it would be so of every row
+        except PaliGemmaError as error:
+            if not is_told:
+                self.note(_kind_of(error), str(error))
+            return
         if example is not None:
             counted = Counter(self.labels)
             self._example(example)
@@ -326,13 +336,23 @@ def _kind_of_file(problem: str) -> str:
 
 
 def _compare_pictures(findings: Findings, twins: Twins) -> None:
+    """Sources of one mixture may share pictures."""
     for first, second in twins.exact():
+        if first[0] != second[0] and _split(first[0]) == _split(second[0]):
+            continue
         kind = "same picture twice" if first[0] == second[0] else "same picture in two splits"
         message = f"{second[1]} shows the picture of {first[0]}: {first[1]}"
         findings.found.append(Finding(kind, second[0], message))
     for first, second in near_twins(twins):
+        if _split(first[0]) == _split(second[0]):
+            continue
         message = f"{second[1]} looks like {first[0]}: {first[1]}"
         findings.found.append(Finding("similar pictures in two splits", second[0], message))
+
+
+def _split(name: str) -> str:
+    """The split of a source, which may be one of several of a mixture (`_apart`)."""
+    return name.partition(": ")[0]
 
 
 def _compare_labels(findings: Findings) -> None:
@@ -341,10 +361,10 @@ def _compare_labels(findings: Findings) -> None:
         split = next(name for name, counter in findings.labels.items() if counter[rare])
         message = f"{rare!r} ({total[rare]} times) may mean {frequent!r} ({total[frequent]} times)"
         findings.found.append(Finding("likely typo", split, message))
-    train = findings.labels.get("train")
+    train = {label for split, counter in findings.labels.items() if _split(split) == "train" for label in counter}
     if train:
         for split, counter in findings.labels.items():
-            for label in sorted(set(counter) - set(train)):
+            for label in sorted(set(counter) - train):
                 message = f"{label!r}: {counter[label]} times in {split}, never in train"
                 findings.found.append(Finding("label only held out", split, message))
 

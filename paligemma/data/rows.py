@@ -117,7 +117,7 @@ def _prompted(
     only_things = all(word.strip() in OF_THINGS for word in task.split(","))
     change = None if wanted is None else partial(_augmented, options=wanted, load=load, only_things=only_things)
     if not is_train:
-        source = Subset(source, _askable(source, builders_of(task, dict(task_fields), _no_codes), seed))
+        source = Subset(source, _askable(source, builders_of(task, dict(task_fields), no_codes), seed))
     return Built(source, builder, seed=seed, augment=change, skip_empty=is_train)
 
 
@@ -147,7 +147,7 @@ def _askable(source: Any, builder: Any, seed: int) -> Iterator[int]:
 _FRAME = 8  # tokens of a row beside the words of an `ocr` answer: bos, prompt, separator, eos
 
 
-def _no_codes(crops: Any) -> Any:
+def no_codes(crops: Any) -> Any:
     """Codes for the question whether there is something to encode at all."""
     return np.zeros((len(crops), N_SEG), np.int64)
 

@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from paligemma.data.builders import Built
 from paligemma.data.check import KINDS, check, table_lines
 from paligemma.data.duplicates import Twins, near_twins
 from paligemma.data.labels import likely_typos, one_edit
+from paligemma.data.mixture import Mixture, Part
 from paligemma.data.record import Instance, Mask, Record, Text
+from paligemma.data.rows import builders_of, no_codes
 from paligemma.data.sources.jsonl import Jsonl
 from paligemma.data.sources.tars import Tars, write_tars
 from paligemma.data.world import render, sample_scene
+from paligemma.errors import OptionError
 
 BOX = "<loc0100><loc0100><loc0500><loc0600>"
 TURNED = "<loc0500><loc0100><loc0100><loc0600>"
@@ -194,3 +198,28 @@ def test_faults_of_tars_and_clips_are_found(tmp_path):
     clips = folder(tmp_path / "clips", [{"video": "frames", "prefix": "caption en", "suffix": "a cat"}], pictures=0)
     (tmp_path / "clips" / "frames").mkdir()
     assert check({"train": clips}).counts == {"no frames": 1}
+
+
+def test_sources_of_a_mixture_may_share_pictures_and_labels(tmp_path):
+    rows = folder(tmp_path, [row(prefix="detect cat", suffix=f"{BOX} cat"), row("1.png")])
+    mixture = Mixture({"boxes": Part(source=rows), "texts": Part(source=rows)})
+    assert check({"train": mixture}).counts == {}
+    held_out = folder(tmp_path / "held", [row(prefix="detect cow", suffix=f"{BOX} cow")])
+    found = check({"train": mixture, "valid": held_out})
+    assert found.counts == {"same picture in two splits": 1, "label only held out": 1}
+
+
+def test_what_only_a_builder_refuses_is_told(tmp_path):
+    picture = drawn(1)
+    size = picture.shape[:2]
+    fine = Mask.of(np.ones(size, bool))
+    records = Records(
+        Record((picture,), size, (Instance("cat", (1, 1, 20, 20), fine),), where="fine"),
+        Record((picture,), size, (Instance("cat", (1, 1, 20, 20)),), where="bare"),
+    )
+    builder = builders_of("segment", {}, no_codes)
+    (found,) = check({"train": Built(records, builder)}).found
+    assert found.kind == "unreadable row"
+    assert found.message.startswith("bare: 1 of 1 instances have no mask")
+    with pytest.raises(OptionError, match="'segment' without mask_encoder"):
+        check({"train": Built(records, builders_of("segment", {}))})
