@@ -62,6 +62,8 @@ def finish(
         published = transfer_scores(recipe, pg, report)
         write_scores(report, folder, published)
         say(report.table())
+        if report.broken:
+            say(f"{len(report.broken):,} held-out rows could not be read and are in no score: see log.jsonl")
         for metric, value in published.items():
             say(f"{f'transfer.{recipe.form}: {metric}':<28}{value:>9.3f}")
     if before is None:

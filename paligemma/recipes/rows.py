@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -129,7 +129,12 @@ class Lengths:
 
 
 def splits(
-    data: str | Path, valid_share: float, *, skip_broken: bool = False, **options: Any
+    data: str | Path,
+    valid_share: float,
+    *,
+    skip_broken: bool = False,
+    say: Callable[[str], Any] | None = None,
+    **options: Any,
 ) -> tuple[Rows, Rows, str]:
     """What is learned, what is held out, and where that comes from.
 
@@ -137,7 +142,7 @@ def splits(
     their order; of a mixture or a stream nothing is.
 
     Args:
-        skip_broken: pass over what is wrong with whole files, such as a tar that is cut.
+        skip_broken: pass over what is wrong with whole files, such as a tar that is cut; `say` takes it.
         options: those of `open_rows`.
 
     Raises:
@@ -146,16 +151,30 @@ def splits(
     found = open_rows(data, valid_share=valid_share, **options)
     if "train" not in found:
         raise OptionError(f"{data}: no train split: expected one beside {', '.join(found)}.")
-    told = [f"{split}: {problem}" for split, source in found.items() for problem in problems_of(source)]
-    if told and not skip_broken:
-        more = f" ({len(told) - 1} more)" if len(told) > 1 else ""
-        raise DataError(f"{told[0]}{more} To go on without: --set loader.skip_broken=true.")
+    tell_problems(found, skip_broken=skip_broken, say=say)
     train = found["train"]
     for split in ("valid", "test", "held"):
         if split in found:
             n = f"every {round((len(train) + len(found[split])) / max(1, len(found[split])))}th row of train"
             return train, found[split], n if split == "held" else f"the {split} split"
     return train, Subset(train, ()), "nothing"
+
+
+def tell_problems(
+    found: Mapping[str, Any], *, skip_broken: bool = False, say: Callable[[str], Any] | None = None
+) -> None:
+    """Refuse what is wrong with whole files, or say it where it is to be passed over.
+
+    Raises:
+        DataError: something is wrong.
+    """
+    told = [f"{split}: {problem}" for split, source in found.items() for problem in problems_of(source)]
+    if told and not skip_broken:
+        more = f" ({len(told) - 1} more)" if len(told) > 1 else ""
+        raise DataError(f"{told[0]}{more} To go on without: --set loader.skip_broken=true.")
+    if say is not None:
+        for problem in told:
+            say(f"passed over: {problem}")
 
 
 def order_of(rows: Any) -> str | None:

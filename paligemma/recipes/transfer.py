@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from paligemma.checkpoints.staging import replace_text
-from paligemma.data.augment import AugmentOptions
+from paligemma.data.augment import Augmented, AugmentOptions
 from paligemma.data.loader import Loader, LoaderOptions
 from paligemma.data.robust import RobustOptions, robust
 from paligemma.errors import OptionError, TrainingError
@@ -43,7 +43,7 @@ from paligemma.recipes.start import (
 from paligemma.recipes.tree import to_tree
 from paligemma.train.coordinates import coordinate_loss
 from paligemma.train.devices import peak_of
-from paligemma.train.hooks import JsonLog, LeftOut, Progress, Validate
+from paligemma.train.hooks import JsonLog, LeftOut, Progress, Validate, read_log
 from paligemma.train.loop import FitOptions, FitResult, Hook, Loss, fit
 from paligemma.train.loss import TokenLoss
 from paligemma.train.optim import OptimOptions
@@ -144,6 +144,13 @@ class TransferRecipe:
             raise OptionError(f"valid_share={self.valid_share}: expected at least 0 and less than 1.")
         if self.loc_step < 1:
             raise OptionError(f"loc_step={self.loc_step}: expected 1 or more.")
+        if self.form is not None:
+            own = {"task": self.task, "task_fields": self.task_fields, "data_options": self.data_options}
+            if unused := [name for name, value in own.items() if value]:
+                raise OptionError(
+                    f"{unused[0]}={own[unused[0]]!r}: transfer.{self.form} reads JSONL and makes prompts of its own: "
+                    "expected none. Leave it out, or use the recipe 'transfer'."
+                )
         require_strategy(self.strategy)
         require_trackers(self.trackers)
 
@@ -195,7 +202,7 @@ def run(
     base = open_base(recipe)
     if recipe.loc_sigma:
         token_loss = coordinate_loss(base.config.tokens, sigma=recipe.loc_sigma, step=recipe.loc_step)
-    train, held_out, split = rows or rows_of(recipe, base)
+    train, held_out, split = rows or rows_of(recipe, base, say if ranks.is_first else None)
     if recipe.loc_step > 1:
         train = OnSteps(train, recipe.loc_step)
     lengths = measure(train, base.processor, recipe.loader.max_text, skip_broken=recipe.loader.skip_broken)
@@ -248,17 +255,27 @@ def run(
     return TransferResult(folder, model, adapter, report, before, True, last_loss)
 
 
-def rows_of(recipe: TransferRecipe, base: Base) -> tuple[Rows, Rows, str]:
-    """What a recipe learns and what it holds out."""
+def rows_of(recipe: TransferRecipe, base: Base, say: Say | None = None) -> tuple[Rows, Rows, str]:
+    """What a recipe learns and what it holds out.
+
+    Args:
+        say: takes what is wrong with whole files, where the recipe passes over it.
+    """
     options = data_options(recipe, base)
+    skip = recipe.loader.skip_broken
     if recipe.form is None:
-        return splits(recipe.data, recipe.valid_share, skip_broken=recipe.loader.skip_broken, **options)
+        return splits(recipe.data, recipe.valid_share, skip_broken=skip, say=say, **options)
     from paligemma.recipes.transfers import open_rows  # its recipes are made of this file's
 
-    return open_rows(
+    train, held_out, told = open_rows(
         recipe.form, recipe.data, seed=recipe.loader.seed, mask_encoder=options["mask_encoder"],
         resolution=base.config.vision.resolution, valid_share=recipe.valid_share, allow_outside=recipe.allow_outside,
+        skip_broken=skip, say=say,
     )  # fmt: skip
+    if recipe.augmentation.is_on:
+        kept = {name: options[name] for name in ("load", "mask_encoder", "mask_decoder")}
+        train = Augmented(train, recipe.augmentation, seed=recipe.loader.seed, **kept)
+    return train, held_out, told
 
 
 def first_scores(options: TransferRecipe, base: Base, held_out: Rows, folder: Path, progress: bool) -> FolderReport:
@@ -292,12 +309,13 @@ def _teach(
         if progress:
             peak = peak_of(begun.pg.device, options.fit.precision)
             hooks.append(Progress(options.fit.steps, first=state.step, peak_flops=peak))
-    hooks.append(LeftOut(say, ranks))
     score = validate = None
     if len(held_out):
         validate = validation(options, begun.loss, held_out, begun, log, ranks)
         hooks.append(validate)
         score = validate.score
+    before = [row for step in read_log(log.path) for row in step.get("broken", ())] if log and state.step else []
+    hooks.append(LeftOut(say, ranks, log=log, held_out=validate, before=before))
     if ranks.is_first:
         for name in options.trackers:
             hooks.append(Track(sink_of(name, folder, to_tree(options), first=state.step), validate))

@@ -5,7 +5,7 @@ The bar on the screen is in `progress.py`, TensorBoard and Weights & Biases in `
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from paligemma.train.progress import Progress
 from paligemma.train.ranks import Ranks
 from paligemma.train.state import TrainState
 
-__all__ = ["JsonLog", "LeftOut", "Progress", "Validate", "read_log"]
+__all__ = ["JsonLog", "LeftOut", "Progress", "Validate", "read_log", "tell_left_out"]
 
 
 class JsonLog:
@@ -53,24 +53,43 @@ class LeftOut:
 
     Args:
         say: takes a line for people, on the first rank.
-        n_shown: of them that are named; the log has all.
+        log: takes all of them, on the first rank.
+        held_out: looks at the rows of the other split, which are told apart.
+        before: those of the run so far, where it goes on.
     """
 
-    def __init__(self, say: Callable[[str], Any], ranks: Ranks | None = None, n_shown: int = 5) -> None:
-        self.say, self.ranks, self.n_shown = say, ranks or Ranks(), n_shown
-        self.seen: dict[str, None] = {}
+    def __init__(
+        self,
+        say: Callable[[str], Any],
+        ranks: Ranks | None = None,
+        *,
+        log: "JsonLog | None" = None,
+        held_out: "Validate | None" = None,
+        before: Iterable[str] = (),
+    ) -> None:
+        self.say, self.ranks, self.log, self.held_out = say, ranks or Ranks(), log, held_out
+        self.seen: dict[str, None] = dict.fromkeys(before)
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
         self.seen.update(dict.fromkeys(report.broken))
 
     def finish(self, state: TrainState) -> None:
-        rows = list(dict.fromkeys(row for part in self.ranks.all(list(self.seen)) for row in part))
-        if rows and self.ranks.is_first:
-            self.say(f"{len(rows):,} rows could not be read and were left out:")
-            for row in rows[: self.n_shown]:
-                self.say(f"  {row}")
-            if len(rows) > self.n_shown:
-                self.say(f"  and {len(rows) - self.n_shown:,} more, in log.jsonl")
+        held_out = {} if self.held_out is None else self.held_out.broken
+        for what, seen in (("rows", self.seen), ("held-out rows", held_out)):
+            rows = list(dict.fromkeys(row for part in self.ranks.all(list(seen)) for row in part))
+            if rows and self.ranks.is_first:
+                if self.log is not None:
+                    self.log.write(kind="left out", step=state.step, what=what, rows=rows)
+                tell_left_out(self.say, rows, what, more="in log.jsonl")
+
+
+def tell_left_out(say: Callable[[str], Any], rows: Sequence[str], what: str, more: str, n_shown: int = 5) -> None:
+    """Say how many rows were left out, and the first of them; `more` says where the others stand."""
+    say(f"{len(rows):,} {what} could not be read and were left out:")
+    for row in rows[:n_shown]:
+        say(f"  {row}")
+    if len(rows) > n_shown:
+        say(f"  and {len(rows) - n_shown:,} more, {more}")
 
 
 def read_log(path: Path, kind: str = "step") -> list[dict[str, Any]]:
@@ -98,6 +117,7 @@ class Validate:
 
     Attributes:
         values: of the last validation; at: the step that it was made after, -1 before the first.
+        broken: what was wrong with this rank's rows that were left out.
     """
 
     def __init__(
@@ -115,6 +135,7 @@ class Validate:
         self.log, self.also, self.ranks = log, also, ranks or Ranks()
         self.values: dict[str, float] = {}
         self.at = -1
+        self.broken: dict[str, None] = {}
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
         if self.every is not None and report.step % self.every == 0:
@@ -135,6 +156,7 @@ class Validate:
         total = count = 0.0
         device = state.model.projector.weight.device
         for data in self.loader.once():
+            self.broken.update(dict.fromkeys(data.broken))
             parts = even_parts(data.parts, state.model.config, self.ranks) if is_sharded(state.model) else data.parts
             for part in parts:
                 with precision(state.model, device, self.options):

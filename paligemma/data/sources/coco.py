@@ -374,8 +374,15 @@ def _needed_box(note: Mapping[str, Any], where: str) -> BoxXyxyPx:
 
 
 def _mask(said: Any, size_hw: tuple[int, int], where: str) -> Mask | None:
-    if said is None or said == []:
-        return None
+    return None if said is None or said == [] else mask_as_said(said, size_hw, where)
+
+
+def mask_as_said(said: Any, size_hw: tuple[int, int], where: str) -> Mask:
+    """A mask as COCO writes it: polygons, or run lengths {"size": [height, width], "counts": …}.
+
+    Raises:
+        DataError: neither, or of another size than the picture.
+    """
     if isinstance(said, dict):
         counts, size = said.get("counts"), said.get("size")
         plain = isinstance(counts, list) and all(isinstance(run, int) for run in counts)

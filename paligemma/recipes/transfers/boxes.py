@@ -1,10 +1,12 @@
 """Boxes and masks of rows: RefCOCO's answers, and the box that WidgetCap draws into the picture."""
 
+import math
 from typing import Any
 
 import numpy as np
 
 from paligemma.data.record import Mask
+from paligemma.data.sources.coco import mask_as_said
 from paligemma.errors import DataError
 from paligemma.processing.resize import Picture
 from paligemma.recipes.transfers.base import BOX, Columns, Row, Setting, Transfer, Turn, column, text
@@ -21,7 +23,7 @@ def box_of(row: Row, size_hw: tuple[int, int], where: str) -> BoxXyxyPx:
     bottom, right as fractions of the sides).
 
     Raises:
-        DataError: not there, or not four numbers.
+        DataError: not there, not four finite numbers, or turned over.
     """
     name = column(row, BOX, where)
     given = row[name]
@@ -29,12 +31,18 @@ def box_of(row: Row, size_hw: tuple[int, int], where: str) -> BoxXyxyPx:
     if not fits or any(isinstance(c, bool) or not isinstance(c, int | float) for c in given):
         raise DataError(f"{where}: '{name}' is {given!r}: expected four numbers.", kind="wrong column")
     a, b, c, d = (float(value) for value in given)
+    box = a, b, c, d
     if name == "bbox":
-        return a, b, a + c, b + d
-    if name == "box_yxyx_norm":
+        box = a, b, a + c, b + d
+    elif name == "box_yxyx_norm":
         height, width = size_hw
-        return b * width, a * height, d * width, c * height
-    return a, b, c, d
+        box = b * width, a * height, d * width, c * height
+    if not all(math.isfinite(edge) for edge in box):
+        raise DataError(f"{where}: '{name}' is {given!r}: expected finite numbers.", kind="wrong column")
+    if box[2] <= box[0] or box[3] <= box[1]:
+        message = f"{where}: '{name}' is {given!r}: expected left < right and top < bottom. Mend the row."
+        raise DataError(message, kind="turned-over box")
+    return box
 
 
 def norm_box_of(row: Row, size_hw: tuple[int, int], where: str) -> BoxYxyxNorm:
@@ -76,12 +84,14 @@ def mask_of(row: Row, where: str) -> Mask:
     name = column(row, MASK, where)
     given: Any = row[name]
     if isinstance(given, dict) and {"size", "counts"} <= set(given):
-        height, width = given["size"]
-        counts = given["counts"]
-        return Mask((int(height), int(width)), counts=counts if isinstance(counts, str) else tuple(counts))
-    if isinstance(given, list) and given and all(isinstance(polygon, list) for polygon in given):
-        height, width = (row[column(row, (side,), where)] for side in ("height", "width"))
-        return Mask((int(height), int(width)), polygons=tuple(tuple(polygon) for polygon in given))
+        size = given["size"]
+    else:
+        size = [row[column(row, (side,), where)] for side in ("height", "width")] if isinstance(given, list) else None
+    if given and size is not None:
+        if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+            message = f"{where}: '{name}' has the size {str(size)[:60]}: expected [height, width] in pixels."
+            raise DataError(message, kind="bad mask")
+        return mask_as_said(given, (size[0], size[1]), f"{where}: '{name}'")
     raise DataError(
         f"{where}: '{name}' is a {type(given).__name__}: expected polygons [[x, y, …], …], or {{size, counts}}.",
         kind="wrong column",

@@ -4,7 +4,7 @@
   →  answer en what is it?   →   a cat   (another of the answers in the next pass)
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 
 from paligemma.config import Resize
 from paligemma.data.example import Example
+from paligemma.data.sources.folder import picture_size
 from paligemma.data.sources.jsonl import Jsonl, find_splits
 from paligemma.data.subset import Subset, held_out
 from paligemma.errors import DataError, OptionError, TaskError, nearest
 from paligemma.processing.image import load_image
 from paligemma.processing.resize import resize
-from paligemma.recipes.rows import Rows
+from paligemma.recipes.rows import Rows, tell_problems
 from paligemma.recipes.transfers.base import Row, Transfer, Turn
-from paligemma.recipes.transfers.boxes import norm_box_of, outlined
+from paligemma.recipes.transfers.boxes import MASK, mask_of, norm_box_of, outlined
 from paligemma.recipes.transfers.table import TRANSFERS
 from paligemma.tasks.base import MaskEncoder
 
@@ -121,6 +122,11 @@ class TransferRows:
         found = self.jsonl.images(row, where)
         if len(found) != transfer.n_images:
             raise DataError(f"{where}: {len(found)} pictures: expected {transfer.n_images} for {transfer.name}.")
+        if transfer.answer == MASK:
+            mask, size = mask_of(row, where), picture_size(found[0], where)
+            if mask.size_hw != size:
+                told = [f"{width}×{height}" for height, width in (mask.size_hw, size)]
+                raise DataError(f"{where}: a mask of {told[0]}: expected the picture's {told[1]}.", kind="bad mask")
         if not self.prepares or self.resolution is None or self.how is None:
             return found
         boxed = row if transfer.red_box else None
@@ -169,19 +175,23 @@ def open_rows(
     resolution: int | None = None,
     valid_share: float = 0.1,
     allow_outside: bool = False,
+    skip_broken: bool = False,
+    say: Callable[[str], Any] | None = None,
 ) -> tuple[Rows, Rows, str]:
     """What is learned, what is held out, and where that comes from.
 
     Args:
         data: a folder with train.jsonl, and valid.jsonl or test.jsonl where there are, or one file.
         valid_share: of the training rows held out, where there is no other split: every n-th.
+        skip_broken: pass over ids used twice, which `say` takes.
 
     Raises:
-        OptionError: no such transfer, or no train split. DataError: nothing there.
+        OptionError: no such transfer, or no train split. DataError: nothing there, or ids used twice.
     """
     found = find_splits(data, allow_outside=allow_outside)
     if "train" not in found:
         raise OptionError(f"{data}: no train split: expected train.jsonl beside {', '.join(found)}.")
+    tell_problems(found, skip_broken=skip_broken, say=say)
     options: dict[str, Any] = {"seed": seed, "mask_encoder": mask_encoder, "resolution": resolution}
     train = rows_of(name, found["train"], **options)
     for split in ("valid", "test"):

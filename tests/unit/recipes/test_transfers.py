@@ -157,6 +157,46 @@ def test_a_polygon_and_compressed_run_lengths_are_the_same_mask():
     assert forms[0] == forms[1] == forms[2]
 
 
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ({"size": [480], "counts": [1]}, r"has the size \[480\]: expected \[height, width\]"),
+        ({"size": "x", "counts": [1]}, "has the size x"),
+        ({"size": [12, 20], "counts": None}, "expected COCO's run lengths"),
+        ({"size": [12, 20], "counts": ["a"]}, "expected COCO's run lengths"),
+        ({"size": [12, 20], "counts": [7, -7, 240]}, "run-length"),
+        ([["a", 2, 3, 4, 5, 6]], "expected polygons"),
+        ([[1, 2, float("nan"), 4, 5, 6]], "expected polygons"),
+        ({"size": [20, 12], "counts": [0, 240]}, "a mask of 12×20: expected the picture's 40×30"),
+    ],
+)
+def test_masks_of_rows_that_are_none_are_named(mask: Any, message: str, tmp_path: Path):
+    Image.new("RGB", (20, 12)).save(tmp_path / "a.png")
+    row = {"image": "a.png", "sentence": "it", "box_xyxy_px": [2, 2, 10, 8], "mask": mask, "height": 12, "width": 20}
+    source = rows_of("refcoco_seg", written(tmp_path, [row]), mask_encoder=mask_vae().encode_array)
+    with pytest.raises(DataError, match=message) as caught:
+        source[0]
+    assert str(caught.value).startswith("train.jsonl line 1: ")
+
+
+@pytest.mark.parametrize("box", [[2, 2, float("inf"), 8], [2, 2, float("nan"), 8], [10, 2, 2, 8], [2, 8, 10, 8]])
+def test_boxes_that_are_none_are_drawn_nowhere(box: list[float], tmp_path: Path):
+    Image.new("RGB", (20, 12)).save(tmp_path / "a.png")
+    rows = written(tmp_path, [{"image": "a.png", "captions": ["ok"], "box_xyxy_px": box}])
+    with pytest.raises(DataError, match=r"^train\.jsonl line 1: 'box_xyxy_px' is .*: expected"):
+        np.asarray(rows_of("widgetcap", rows, resolution=28)[0].images[0])
+
+
+def test_ids_used_twice_stop_a_published_transfer_too(tmp_path: Path):
+    written(tmp_path, [QUESTION | {"id": 3}, QUESTION | {"id": 3}])
+    with pytest.raises(DataError, match=r"^train: train\.jsonl line 2: id 3 is also that of train\.jsonl line 1"):
+        open_rows("vqav2", tmp_path)
+    told: list[str] = []
+    open_rows("vqav2", tmp_path, skip_broken=True, say=told.append)
+    assert len(told) == 1
+    assert told[0].startswith("passed over: train: train.jsonl line 2")
+
+
 @pytest.mark.parametrize("name", ["vqav2", "cococap", "infovqa", "textcaps"])
 def test_answers_are_cycled_through_before_one_comes_again(name: str, tmp_path: Path):
     transfer = TRANSFERS[name]
