@@ -66,3 +66,29 @@ def test_what_is_wrong_is_said_before_and_by_training(tmp_path: Path):
     )
     assert goes_on.returncode == 0, goes_on.stderr
     assert "gone.png" in goes_on.stderr
+
+
+def test_what_is_passed_over_is_told_of_files_and_of_both_splits(tmp_path: Path):
+    data = tmp_path / "rows"
+    told("data", "generate", str(data), "--to", "jsonl", "--task", "detect", "--n", "6", "--valid", "3")
+    for name, spoil in (("train", {"id": "same"}), ("valid", {"image": "gone.png"})):
+        file = next(data.rglob(f"*{name}*.jsonl"))
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for row in rows[:2] if name == "train" else rows[:1]:
+            row.pop("images", None) if "image" in spoil else None
+            row |= spoil
+        file.write_text("\n".join(json.dumps(row) for row in rows))
+    out = tmp_path / "run"
+    words = ["train", "transfer", "--data", str(data), "--method", "lora", "--steps", "2", "--out", str(out)]
+    words += ["--set", "loader.batch_size=3", "--set", "samples=0", "--set", "loader.skip_broken=true"]
+    done = subprocess.run([*ENV_WORDS, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "passed over: train: _annotations.train.jsonl line 2: id same is also that of _annotations.train.jsonl line 1"
+        in done.stderr
+    )
+    assert "1 held-out rows could not be read and were left out:\n  _annotations.valid.jsonl line 1: " in done.stderr
+    assert "1 held-out rows could not be read and are in no score: see log.jsonl" in done.stderr
+    (left,) = [row for row in map(json.loads, (out / "log.jsonl").open()) if row["kind"] == "left out"]
+    assert left["what"] == "held-out rows"
+    assert "gone.png" in left["rows"][0]
