@@ -10,6 +10,7 @@ Every source is opened as `open_data` does it, and takes its options (format, im
 `task_fields` name the builder of annotations. Paths are relative to the file.
 """
 
+import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,9 @@ def read_mixture(path: str | Path, open_source: Open, *, seed: int = 0, shuffle:
     for name, given in tree["sources"].items():
         options = _options(given, f"{path}: source '{name}'")
         own = {key: options.pop(key) for key in _OWN if key in options}
+        for key in options:  # others are the reader's, which knows them
+            if meant := difflib.get_close_matches(key, _OWN, n=1, cutoff=0.75):
+                raise DataError(f"{path}: source '{name}' has no '{key}'. Did you mean '{meant[0]}'?")
         splits = open_source(data=_place(path.parent, options.pop("data"), options), **options)
         if "train" not in splits:
             raise DataError(f"{path}: source '{name}' has no train split: expected one beside {', '.join(splits)}.")

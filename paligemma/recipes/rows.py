@@ -188,7 +188,7 @@ def order_of(rows: Any) -> str | None:
 def measure(
     rows: Rows, processor: Processor, max_text: int | None, *, limit: int = LOOK, skip_broken: bool = False
 ) -> Lengths:
-    """Lengths of at most `limit` rows, evenly chosen; pictures are not opened.
+    """Lengths of at most `limit` rows, evenly chosen. Pictures are opened only for augmentation and clips.
 
     Raises:
         DataError: every row loses its whole suffix to `max_text`, so that there would be nothing to learn; or a row

@@ -103,6 +103,11 @@ def recipe(
     Raises:
         OptionError: no such stage or field.
     """
+    if name == "stage0":
+        raise OptionError(
+            f"stage0 trains nothing, it puts raw parts together: expected one of {', '.join(STAGES)}. "
+            "For stage0 use `paligemma checkpoint assemble --vision … --text … --out …`, or `checkpoints.assemble`."
+        )
     if name not in STAGES:
         raise OptionError(f"there is no stage {name!r}: expected one of {', '.join(STAGES)}.{nearest(name, STAGES)}")
     known = [f.name for f in dataclasses.fields(Stage)]

@@ -102,7 +102,10 @@ class Coco:
             raise DataError(f"{where}: no id: expected a number. Give every image one.")
         if row["id"] in self._unclear["image"]:
             raise DataError(f"{where}: another image has this id: expected one. Give every image its own.")
-        picture = picture_path(self.images, row.get("file_name"), where, allow_outside=self.allow_outside)
+        if "file_name" not in row:
+            message = f"{where}: no file_name: expected the name of the picture.{nearest('file_name', row)}"
+            raise DataError(message, kind="wrong column")
+        picture = picture_path(self.images, row["file_name"], where, allow_outside=self.allow_outside)
         size = _size(row, where) or picture_size(picture, where)
         found: dict[str, list[Any]] = {"instances": [], "texts": [], "words": [], "questions": []}
         n_illegible = 0
@@ -172,7 +175,8 @@ class Coco:
         if not isinstance(id, int) or id not in self._categories:
             known = ", ".join(f"{k} ({v})" for k, v in sorted(self._categories.items())[:8]) or "none"
             more = ", …" if len(self._categories) > 8 else ""
-            raise DataError(f"{where} has category_id {id!r}: expected one of {known}{more}. Add the category.")
+            hint = "" if "category_id" in note else nearest("category_id", note)
+            raise DataError(f"{where} has category_id {id!r}: expected one of {known}{more}. Add the category.{hint}")
         if id in self._unclear["category"]:
             raise DataError(f"{where} has category_id {id}, which means two categories: expected one. Renumber them.")
         return self._categories[id]
@@ -306,8 +310,12 @@ def _add_annotations(
     if n_twice:
         problems.append(f"{file.name}: {n_twice:,} annotation ids are used twice, the first {twice}")
     if unknown:
-        first = f"annotation {unknown[0].get('id')} of image {unknown[0].get('image_id')}"
-        problems.append(f"{file.name}: {len(unknown):,} annotations of pictures that are not there, first {first}")
+        lost = unknown[0]
+        hint = "" if "image_id" in lost else nearest("image_id", lost)
+        first = f"annotation {lost.get('id')} of image {lost.get('image_id')}"
+        problems.append(
+            f"{file.name}: {len(unknown):,} annotations of pictures that are not there, first {first}{hint}"
+        )
     return problems
 
 

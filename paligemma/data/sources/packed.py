@@ -15,9 +15,11 @@ from paligemma.data.sources.tars import Tars, find_tars, write_tars
 from paligemma.errors import DataError
 
 
-def open_parquet(path: str | Path, *, columns: Any = None, allow_outside: bool = False) -> Mapping[str, Parquet]:
+def open_parquet(
+    path: str | Path, *, columns: Any = None, images: str | Path | None = None, allow_outside: bool = False
+) -> Mapping[str, Parquet]:
     """The splits of a folder of Parquet files; columns is a `Columns`, or its fields as a mapping."""
-    return find_parquet(path, columns=columns_of(columns), allow_outside=allow_outside)
+    return find_parquet(path, columns=columns_of(columns), images=images, allow_outside=allow_outside)
 
 
 def open_tars(path: str | Path, *, columns: Any = None) -> Mapping[str, Tars]:
@@ -32,21 +34,26 @@ def open_datasets(
     streaming: bool = False,
     split: str | None = None,
     name: str | None = None,
+    data_dir: str | None = None,
+    revision: str | None = None,
+    images: str | Path | None = None,
     n_examples: int | None = None,
     shuffle_buffer: int | None = None,
+    shuffle_seed: int = 0,
     allow_outside: bool = False,
 ) -> Mapping[str, Any]:
     """The splits of a data set of `datasets`: a saved folder, or a name on the hub.
 
     Args:
         split: only this one; else those of train, valid and test that there are.
-        name: of the configuration; the others as in `open_hub`.
+        name: of the configuration; shuffle_seed: of a stream's buffer; the others as in `open_hub`.
     """
-    given: dict[str, Any] = {"columns": columns_of(columns), "allow_outside": allow_outside}
-    if name is not None:
-        given["name"] = name
+    given: dict[str, Any] = {"columns": columns_of(columns), "images": images, "allow_outside": allow_outside}
+    given |= {
+        key: said for key, said in (("name", name), ("data_dir", data_dir), ("revision", revision)) if said is not None
+    }
     if streaming:
-        given |= {"n_examples": n_examples, "shuffle_buffer": shuffle_buffer or 0}
+        given |= {"n_examples": n_examples, "shuffle_buffer": shuffle_buffer or 0, "seed": shuffle_seed}
     if split is not None:
         return {split_of(split) or split: open_hub(str(path), split=split, streaming=streaming, **given)}
     found: dict[str, Any] = {}

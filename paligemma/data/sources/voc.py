@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paligemma.data.record import Instance, Mask, Record
+from paligemma.data.sources.compact import Compact
 from paligemma.data.sources.folder import SUFFIXES, picture_size, read_text
 from paligemma.data.sources.jsonl import SPLITS
 from paligemma.data.sources.paths import is_inside, leads_out, picture_path
@@ -70,7 +71,7 @@ class Voc:
         self.annotations, self.images = Path(annotations), Path(images)
         self.masks = None if masks is None else Path(masks)
         self.one_based, self.allow_outside = one_based, allow_outside
-        self._names = list(names)
+        self._names = Compact(names)
         self._labels = tuple(labels)
 
     def __len__(self) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from paligemma.data.record import Instance, Mask, Polygon, Record
+from paligemma.data.sources.compact import Compact
 from paligemma.data.sources.folder import (
     Names,
     is_picture,
@@ -72,7 +73,7 @@ class Yolo:
         if not pictures:
             raise DataError(f"{root}: no pictures: expected at least one. Is this the right folder?")
         self.root = Path(root)
-        self._pictures = [str(picture) for picture in pictures]
+        self._pictures = Compact(str(picture) for picture in pictures)
         self._names = dict(labels) if isinstance(labels, Mapping) else dict(enumerate(labels))
         self.labels = tuple(dict.fromkeys(self._names[number] for number in sorted(self._names)))
         self.has_keypoints, self.allow_outside = has_keypoints, allow_outside

@@ -27,6 +27,11 @@ BOX = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [10, 20, 30, 10], "iscr
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}]
 
 
+def said(row: dict[str, Any]) -> dict[str, Any]:
+    """The fields that a row has; ... stands for one that it lacks."""
+    return {key: value for key, value in row.items() if value is not ...}
+
+
 def write(folder: Path, name: str = "train.json", **tables: Any) -> Path:
     picture(folder / "a.png")
     path = folder / name
@@ -109,10 +114,11 @@ def test_the_super_category_of_roboflow_is_no_label_unless_it_is_one(tmp_path, r
         ({"segmentation": "x"}, "expected polygons"),
         ({"caption": 3}, "'caption' is '3': expected text"),
         ({"iscrowd": "no"}, "iscrowd 'no': expected 0 or 1"),
+        ({"category_id": ..., "categoryid": 1}, "category_id None.*Did you mean 'categoryid'"),
     ],
 )
 def test_an_annotation_that_cannot_be_used_is_named_when_its_row_is_read(tmp_path, note, message):
-    source = Coco(write(tmp_path, annotations=[BOX | note]))
+    source = Coco(write(tmp_path, annotations=[said(BOX | note)]))
     with pytest.raises(DataError, match=rf"train\.json image 7 \(a\.png\).*{message}") as error:
         source[0]
     assert "\n" not in str(error.value)
@@ -126,6 +132,7 @@ def test_an_annotation_that_cannot_be_used_is_named_when_its_row_is_read(tmp_pat
         ({"file_name": "../a.png"}, "lies outside"),
         ({"file_name": "C:/a.png"}, "lies outside"),
         ({"file_name": None}, "the picture is None"),
+        ({"file_name": ..., "filename": "a.png"}, "no file_name: expected .* Did you mean 'filename'"),
         ({"file_name": "a\0.png"}, "is not in"),
         ({"file_name": "x" * 5000}, "is not in"),
         ({"height": 0}, "height 0: expected pixels"),
@@ -134,7 +141,7 @@ def test_an_annotation_that_cannot_be_used_is_named_when_its_row_is_read(tmp_pat
 )
 def test_an_image_that_cannot_be_used_is_named(tmp_path, image, message):
     with pytest.raises(DataError, match=message):
-        Coco(write(tmp_path, images=[IMAGE | image]))[0]
+        Coco(write(tmp_path, images=[said(IMAGE | image)]))[0]
 
 
 def test_a_link_that_leads_out_of_the_folder_is_refused_unless_allowed(tmp_path):

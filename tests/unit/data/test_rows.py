@@ -95,6 +95,7 @@ def test_a_mixture_of_formats_is_one_source(coco, tmp_path):
     [
         ({"sources": {}}, "expected `sources:`"),
         ({"sources": {"a": {"weight": 1}}}, "source 'a': expected `data:`"),
+        ({"sources": {"a": {"data": "rows", "weigth": 3}}}, "source 'a' has no 'weigth'. Did you mean 'weight'"),
         ({"sources": {"a": "rows"}, "temprature": 2}, "no field 'temprature'.*Did you mean 'temperature'"),
         ({"sources": {"a": {"data": "nowhere"}}}, "nowhere: no such file or folder"),
     ],

@@ -82,6 +82,7 @@ def test_a_saved_stage_is_the_same_stage():
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
+        ("stage0", {}, "stage0 trains nothing.*paligemma checkpoint assemble"),
         ("stage3", {}, "there is no stage 'stage3'.*Did you mean 'stage1'"),
         ("stage1", {"image_rampp": 3}, "a stage has no 'image_rampp'.*Did you mean 'image_ramp'"),
     ],
