@@ -3,6 +3,7 @@
 paligemma data check digits/                                    what is wrong with it: counts, examples, exit status
 paligemma data check animals-coco/ --model paligemma2-3b-pt-224 --max-text 128
 paligemma data preview animals-coco/ --task detect --out preview.html
+paligemma data preview vqav2/ --recipe transfer.vqav2                 rows as that training run shows them
 paligemma data convert animals-coco/ animals-yolo/ --to yolo
 paligemma data convert animals-coco/ animals/ --to jsonl --task detect
 paligemma data generate shapes/ --to coco --n 500 --valid 50
@@ -43,17 +44,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--strict", action="store_true", help="warnings count as well: exit status 2")
     check.add_argument("--model", metavar="M", help="measure texts with the tokenizer of this model")
     preview.add_argument("--out", default="preview.html", metavar="FILE", help="of the page (default: preview.html)")
-    preview.add_argument("--model", default="tiny", metavar="M", help="whose pixels and tokens (default: tiny)")
+    preview.add_argument("--model", metavar="M", help="whose pixels and tokens (default: tiny)")
     preview.add_argument(
         "--resolution", type=int, metavar="R", help="side of the pictures, if another than the model's"
     )
-    preview.add_argument(
-        "--max-text", type=int, default=128, metavar="N", help="text tokens that are seen (default: 128)"
-    )
+    preview.add_argument("--max-text", type=int, metavar="N", help="text tokens that are seen (default: 128)")
     preview.add_argument("--n", type=int, default=12, metavar="N", help="rows, evenly chosen (default: 12)")
     preview.add_argument("--passes", type=int, default=1, metavar="N", help="show every row as N epochs see it")
     preview.add_argument(
         "--augment", action="append", default=[], metavar="NAME=VALUE", help="as training would: --augment flip=0.5"
+    )
+    preview.add_argument(
+        "--recipe", metavar="R", help="as this training run shows them: a recipe of `paligemma train`, or its YAML file"
+    )
+    preview.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes", help="number of the recipe"
     )
     convert.add_argument("out", metavar="OUT", help="folder to write")
     convert.add_argument("--model", default="tiny", metavar="M", help="whose mask codes, for segment (default: tiny)")
@@ -138,28 +143,48 @@ def _lengths_of(model: str) -> tuple[Any, Any]:
 
 
 def _preview(args: argparse.Namespace) -> int:
+    from paligemma.draw.preview import preview_page
+    from paligemma.errors import PaliGemmaError
+
+    if args.n < 1 or args.passes < 1:
+        raise OptionError(f"--n {args.n} --passes {args.passes}: expected 1 or more.")
+    if args.changes and args.recipe is None:
+        raise OptionError(f"--set {args.changes[0]} without --recipe: expected --recipe transfer, or another.")
+    look = _as_they_lie if args.recipe is None else _as_a_run_shows_them
+    shown, processor, vae, max_text = look(args)
+    decoder = None if vae is None else vae.decode_array
+    page = preview_page(shown, processor, max_text=max_text, mask_decoder=decoder, title=str(args.data))
+    Path(args.out).write_text(page, encoding="utf-8")
+    n_broken = sum(isinstance(one, PaliGemmaError) for one in shown)
+    if args.json:
+        print(json.dumps({"page": args.out, "rows": len(shown), "broken": n_broken}))
+    else:
+        print(f"{args.out}: {len(shown)} rows" + (f", {n_broken} of them broken" if n_broken else ""))
+    return 2 if n_broken else 0
+
+
+def _as_they_lie(args: argparse.Namespace) -> tuple[list[Any], Any, Any, int]:
+    """Rows of every split for a preview, the processor, the mask auto-encoder, and how many text tokens are seen."""
     from paligemma.api.loading import find, find_mask_vae, find_tokenizer
     from paligemma.checkpoints import open_checkpoint
     from paligemma.data.augment import AugmentOptions
     from paligemma.data.mixture import fetch
     from paligemma.data.order import Draw
-    from paligemma.draw.preview import preview_page
     from paligemma.errors import PaliGemmaError
     from paligemma.processing.processor import Processor
     from paligemma.recipes.tree import changed
 
-    if args.n < 1 or args.passes < 1:
-        raise OptionError(f"--n {args.n} --passes {args.passes}: expected 1 or more.")
-    path = find(args.model)
+    path = find(args.model or "tiny")
     with open_checkpoint(path, resolution=args.resolution) as checkpoint:
         config = checkpoint.config
     processor, vae = Processor(config, find_tokenizer(path, None, config)), find_mask_vae(path, None)
+    max_text = 128 if args.max_text is None else args.max_text
     augmentation = changed(AugmentOptions(), dict(pair(word, "--augment") for word in args.augment))
     options: dict[str, Any] = {
         "augmentation": augmentation,
         "load": processor.load_image,
         "text_length": lambda text: len(processor.tokenizer.encode(text)),
-        "max_text": args.max_text,
+        "max_text": max_text,
     }
     if vae is not None:
         options |= {"mask_encoder": vae.encode_array, "mask_decoder": vae.decode_array}
@@ -172,15 +197,48 @@ def _preview(args: argparse.Namespace) -> int:
                     shown.append(fetch(source, Draw(row * len(source) // n, epoch)))
                 except PaliGemmaError as error:
                     shown.append(error)
-    decoder = None if vae is None else vae.decode_array
-    page = preview_page(shown, processor, max_text=args.max_text + 1, mask_decoder=decoder, title=str(args.data))
-    Path(args.out).write_text(page, encoding="utf-8")
-    n_broken = sum(isinstance(one, PaliGemmaError) for one in shown)
-    if args.json:
-        print(json.dumps({"page": args.out, "rows": len(shown), "broken": n_broken}))
-    else:
-        print(f"{args.out}: {len(shown)} rows" + (f", {n_broken} of them broken" if n_broken else ""))
-    return 2 if n_broken else 0
+    return shown, processor, vae, max_text + 1
+
+
+def _as_a_run_shows_them(args: argparse.Namespace) -> tuple[list[Any], Any, Any, int | None]:
+    """As `_as_they_lie`, of what a recipe learns: its prompts, distortions, steps of places, weights, limit of text."""
+    from paligemma.api.loading import find_mask_vae
+    from paligemma.cli.train import SHORT, recipe_of
+    from paligemma.draw.preview import sight_of
+    from paligemma.errors import PaliGemmaError
+    from paligemma.recipes.start import open_base
+    from paligemma.recipes.transfer import as_learned, loader_of, rows_of
+
+    instead = {
+        "--task-field": ("task_fields", args.task_field), "--column": ("data_options", args.column),
+        "--option": ("data_options", args.option), "--augment": ("augmentation.NAME", args.augment),
+        "--split": ("data", args.split), "--max-text": ("loader.max_text", args.max_text),
+    }  # fmt: skip
+    for option, (field, value) in instead.items():
+        if value not in (None, []):
+            raise OptionError(f"{option} with --recipe, which has numbers of its own: expected --set {field}=VALUE.")
+    words = dict.fromkeys(SHORT) | {name: value for name, value in vars(args).items() if name in (*SHORT, "changes")}
+    words |= {
+        "out": None, "recipe": args.recipe, "format": None if args.format == "auto" else args.format,
+        "resolution": None if args.resolution is None else str(args.resolution),
+    }  # fmt: skip
+    if args.allow_outside:
+        words["changes"] = [*args.changes, "allow_outside=true"]
+    recipe = recipe_of(argparse.Namespace(**words))
+    base = open_base(recipe)
+    train, _, _ = rows_of(recipe, base, note)
+    loader = loader_of(recipe, as_learned(recipe, train), base.processor)
+    n = min(args.n, len(train))
+    in_order = getattr(train, "is_sequential", False)
+    shown: list[Any] = []
+    for row in range(n):
+        for epoch in range(args.passes):
+            try:
+                place = epoch * len(train) + (row if in_order else row * len(train) // n)
+                shown.append(sight_of(*loader.example(place), base.processor))
+            except PaliGemmaError as error:
+                shown.append(error)
+    return shown, base.processor, find_mask_vae(base.path, None), recipe.loader.max_text
 
 
 def _convert(args: argparse.Namespace) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from paligemma.recipes.transfer import TransferRecipe
 
 RECIPES = ("transfer", "stage1", "stage2_448", "stage2_896", "mix")
-_SHORT = {
+SHORT = {
     "data": "folder or file of examples, or a mixture in YAML",
     "task": "builder of prompts for annotations: detect, segment, caption, …",
     "format": "of the data (default: auto)",
@@ -44,7 +44,7 @@ _SHORT = {
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """A recipe and changes to it."""
     parser.add_argument("recipe", metavar="RECIPE", help=f"{', '.join(RECIPES)}, transfer.NAME, or a saved YAML file")
-    for name, text in _SHORT.items():
+    for name, text in SHORT.items():
         parser.add_argument(f"--{name}", metavar=name.upper(), help=text)
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
@@ -107,7 +107,7 @@ def recipe_of(args: argparse.Namespace) -> "TransferRecipe":
         recipe = from_tree(TransferRecipe(data=args.data or ""), read_yaml(path))
     else:
         recipe = named(args.recipe, args.data or "", args.model, args.resolution)
-    changes: dict[str, Any] = {name: value for name in _SHORT if (value := getattr(args, name)) is not None}
+    changes: dict[str, Any] = {name: value for name in SHORT if (value := getattr(args, name)) is not None}
     for pair in args.changes:
         name, equals, value = pair.partition("=")
         if not equals:

@@ -157,6 +157,18 @@ class Loader:
         line = Line(self.n_examples, self.options.seed if self.options.shuffle else None)
         return [line.at(place) for place in places]
 
+    def example(self, place: int) -> tuple[Example, Item]:
+        """One example of the line by its place, and the row with pixels that becomes of it.
+
+        Raises:
+            DataError: a row that cannot be read; the message names it.
+        """
+        step, within = divmod(place, self.options.batch_size)
+        example = fetch(self.source, self.draws(step)[within])
+        return example, read_item(
+            example, self.processor, self.options.max_text, distort=self.distort, seed=self.options.seed, place=place
+        )
+
     def step(self, number: int) -> StepData:
         """What this rank sees of a step.
 
@@ -321,14 +333,20 @@ def read_text(example: Example, processor: Processor, max_text: int | None, plac
     return _Text(example, sequence, place, True, not sequence.mask_loss.any())
 
 
-def read_item(example: Example, processor: Processor, max_text: int | None) -> Item:
+def read_item(
+    example: Example, processor: Processor, max_text: int | None, *, distort: Distort | None = None, seed: int = 0,
+    place: int = 0,
+) -> Item:  # fmt: skip
     """An example as a row with its pixels.
+
+    Args:
+        distort: as `Loader` takes it; seed, place: what its random numbers come from.
 
     Raises:
         DataError: a picture or text that cannot be used, with the row's name in front.
     """
-    text = read_text(example, processor, max_text)
-    pixels = _Pictures(processor, None, 0, len(example.images))(text)
+    text = read_text(example, processor, max_text, place)
+    pixels = _Pictures(processor, distort, seed, len(example.images))(text)
     return Item(text.sequence, pixels=pixels, weight=example.weight)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from paligemma.data.example import Example
-from paligemma.data.loader import read_item
+from paligemma.data.loader import read_item, read_text
 from paligemma.draw.overlay import overlay
 from paligemma.draw.style import Style
 from paligemma.errors import PaliGemmaError
@@ -58,23 +58,31 @@ def see(example: Example, processor: Processor, *, max_text: int | None = None) 
     Raises:
         DataError: it cannot be read.
     """
-    whole, item = (read_item(example, processor, limit) for limit in (None, max_text))
+    return sight_of(example, read_item(example, processor, max_text), processor)
+
+
+def sight_of(example: Example, item: Item, processor: Processor) -> Sight:
+    """An example beside the row that became of it, in a `Loader` for instance.
+
+    Raises:
+        DataError: its file cannot be read.
+    """
     pixels = () if item.pixels is None else tuple(_levels(one) for one in item.pixels.numpy())
     picture = Image.fromarray(load_image(example.images[0])) if example.images else None
-    n_cut = len(whole.sequence) - len(item.sequence)
+    n_cut = len(read_text(example, processor, None).sequence) - len(item.sequence)
     pieces = _pieces(item, processor)
     return Sight(example, picture, pixels, pieces, item.sequence.n_image_tokens, n_cut)
 
 
 def preview_page(
-    examples: Iterable[Example | PaliGemmaError],
+    examples: Iterable[Example | Sight | PaliGemmaError],
     processor: Processor,
     *,
     max_text: int | None = None,
     mask_decoder: MaskDecoder | None = None,
     title: str = "preview",
 ) -> str:
-    """The page; an error in place of an example is shown as one.
+    """The page; an error in place of an example is shown as one, one that was seen already as it was seen.
 
     Args:
         max_text: text tokens that the model sees, as in training.
@@ -85,7 +93,8 @@ def preview_page(
         try:
             if isinstance(example, PaliGemmaError):
                 raise example
-            cards.append(_card(see(example, processor, max_text=max_text), mask_decoder))
+            sight = example if isinstance(example, Sight) else see(example, processor, max_text=max_text)
+            cards.append(_card(sight, mask_decoder))
         except PaliGemmaError as error:
             cards.append(f'<article class="broken"><p>{html.escape(str(error))}</p></article>')
     config = processor.config

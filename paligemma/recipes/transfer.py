@@ -25,6 +25,7 @@ from paligemma.data.robust import RobustOptions, robust
 from paligemma.errors import OptionError, TrainingError
 from paligemma.evals.folder import FolderReport
 from paligemma.models.lora import LoraOptions
+from paligemma.processing.processor import Processor
 from paligemma.recipes.finish import answers_of, finish
 from paligemma.recipes.memory import advising, fits_whole, method_of, strategy_of
 from paligemma.recipes.rows import OnSteps, Rows, Weighted, measure, order_of, splits
@@ -203,8 +204,7 @@ def run(
     if recipe.loc_sigma:
         token_loss = coordinate_loss(base.config.tokens, sigma=recipe.loc_sigma, step=recipe.loc_step)
     train, held_out, split = rows or rows_of(recipe, base, say if ranks.is_first else None)
-    if recipe.loc_step > 1:
-        train = OnSteps(train, recipe.loc_step)
+    train = as_learned(recipe, train)
     lengths = measure(train, base.processor, recipe.loader.max_text, skip_broken=recipe.loader.skip_broken)
     begun_as = method_before(folder) if recipe.method == "auto" else None
     if begun_as is not None:
@@ -236,9 +236,7 @@ def run(
             begun.state.restore(snapshot)
             if ranks.is_first:
                 say(f"going on from step {begun.state.step}")
-        result = _teach(
-            options, begun, Weighted(train, options.task_weights), held_out, snapshots, ranks, progress, say
-        )
+        result = _teach(options, begun, train, held_out, snapshots, ranks, progress, say)
     last_loss = None if result.last is None else result.last.loss
     if not result.finished or not ranks.is_first:
         return TransferResult(folder, None, None, None, before, result.finished, last_loss)
@@ -278,6 +276,20 @@ def rows_of(recipe: TransferRecipe, base: Base, say: Say | None = None) -> tuple
     return train, held_out, told
 
 
+def as_learned(recipe: TransferRecipe, train: Rows) -> Rows:
+    """Rows with the places and weights that a recipe learns them with."""
+    if recipe.loc_step > 1:
+        train = OnSteps(train, recipe.loc_step)
+    return Weighted(train, recipe.task_weights) if recipe.task_weights else train
+
+
+def loader_of(recipe: TransferRecipe, train: Rows, processor: Processor, ranks: Ranks | None = None) -> Loader:
+    """Steps of what is learned, pictures distorted as the recipe says."""
+    distort = None if recipe.robust is None else partial(robust, options=recipe.robust)
+    rank, world_size = (0, 1) if ranks is None else (ranks.rank, ranks.world_size)
+    return Loader(train, processor, recipe.loader, rank, world_size, distort)
+
+
 def first_scores(options: TransferRecipe, base: Base, held_out: Rows, folder: Path, progress: bool) -> FolderReport:
     """Scores of the model that a run starts from, kept in its log."""
     report = answers_of(base_model(options, base, base.device), held_out, options, progress)
@@ -297,8 +309,7 @@ def _teach(
 ) -> FitResult:
     """The loop with everything beside it."""
     state, pg, folder = begun.state, begun.pg, Path(options.out)
-    distort = None if options.robust is None else partial(robust, options=options.robust)
-    loader = Loader(train, pg.processor, options.loader, ranks.rank, ranks.world_size, distort)
+    loader = loader_of(options, train, pg.processor, ranks)
     hooks: list[Hook] = []
     log = None
     if ranks.is_first:

@@ -1,13 +1,25 @@
 """`paligemma data`: drawn worlds in every format, there and back, looked at and checked."""
 
+import base64
+import html
+import io
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from paligemma.cli.main import main
 from paligemma.data.rows import open_rows
 from paligemma.data.sources.open import open_data
+from paligemma.recipes import stages
+from paligemma.recipes.finish import base_config
+from paligemma.recipes.start import open_base
+from paligemma.recipes.transfer import as_learned, loader_of, rows_of
+from paligemma.recipes.tree import changed
 
 FORMATS = ("jsonl", "coco", "coco_official", "yolo", "voc", "parquet", "wds")
 
@@ -72,6 +84,32 @@ def test_a_page_shows_rows_and_their_passes(coco, tmp_path, capsys):
     assert out.read_text().count("<article>") == 6
 
 
+def test_a_page_shows_rows_as_a_run_does(coco, tmp_path):
+    """The same prompts, places and distorted pixels as the loader of that run hands to the model."""
+    out = tmp_path / "page.html"
+    changes = ["loc_step=64", "task_weights=[[detect, 2.5]]", "loader.seed=3", "robust.jpeg_probability=1"]
+    words = ["data", "preview", str(coco), "--recipe", "stage1", "--task", "detect", "--model", "tiny", "--n", "5"]
+    assert main([*words, "--out", str(out), *[word for change in changes for word in ("--set", change)]]) == 0
+    page = html.unescape(out.read_text())
+
+    whole = stages.recipe("stage1", data=str(coco), model="tiny", config=base_config("tiny"))
+    recipe = changed(whole, {"task": "detect", **dict(change.split("=", 1) for change in changes)})
+    base = open_base(recipe)
+    loader = loader_of(recipe, as_learned(recipe, rows_of(recipe, base)[0]), base.processor)
+    shown = re.findall(r'base64,([^"]+)" alt="picture 1 as the model sees it', page)
+    assert len(shown) == 5
+    for place, data in enumerate(shown):
+        example, item = loader.example(place)
+        assert f'<p class="answer">{example.suffix}</p>' in page
+        assert all(int(bin_) % 64 in (0, 63) for bin_ in re.findall(r"<loc(\d{4})>", example.suffix))
+        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))[::2, ::2]  # every pixel is a square
+        pixels = item.pixels[0].permute(1, 2, 0)
+        assert (torch.from_numpy(picture / 127.5 - 1) - pixels).abs().max() <= 0.51 / 127.5
+        undistorted = base.processor.pixels(list(example.images))[0].permute(1, 2, 0)
+        assert (undistorted - pixels).abs().max() > 2 / 127.5
+    assert page.count("weight 2.5") == 5
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -82,6 +120,9 @@ def test_a_page_shows_rows_and_their_passes(coco, tmp_path, capsys):
         (["preview", "{coco}", "--task", "detekt"], "Did you mean 'detect'"),
         (["preview", "{coco}", "--task", "detect", "--augment", "flip"], "expected NAME=VALUE"),
         (["preview", "{coco}", "--task", "detect", "--augment", "flop=1"], "Did you mean 'flip'"),
+        (["preview", "{coco}", "--set", "loc_step=8"], "expected --recipe"),
+        (["preview", "{coco}", "--recipe", "transfer", "--augment", "flip=1"], "--set augmentation.NAME=VALUE"),
+        (["preview", "{coco}", "--recipe", "transfre"], "Did you mean 'transfer'"),
         (["check", "{coco}", "--split", "test"], "has no split 'test'"),
         (["generate", "{coco}", "--to", "coco"], "--overwrite"),
         (["generate", "{out}", "--to", "coco", "--n", "0"], "expected at least one training picture"),

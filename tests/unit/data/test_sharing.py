@@ -81,6 +81,21 @@ def test_distortion_is_seeded_by_the_place_and_sees_the_picture_as_it_is():
     assert set(seen) == {((20, 30, 3), 28)}
 
 
+def test_a_place_gives_what_its_step_holds():
+    """Pages that look at single places show what training sees of them."""
+    grainy = Loader(
+        Asked(shared=False), processor(), LoaderOptions(batch_size=5, seed=4),
+        distort=lambda picture, side, rng: rng.integers(0, 255, picture.shape).astype(np.uint8),
+    )  # fmt: skip
+    data = grainy.step(1)
+    (batch,) = data.parts
+    pixels = {one.numpy().tobytes() for one in batch.pixels}
+    found = [grainy.example(place) for place in range(5, 10)]
+    assert tuple(example.where for example, _ in found) == data.names
+    assert {item.pixels[0].numpy().tobytes() for _, item in found} == pixels
+    assert len(pixels) == 5
+
+
 BOX = "<loc0001><loc0002><loc0300><loc0400>"
 
 
