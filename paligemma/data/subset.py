@@ -75,10 +75,12 @@ def problems_of(source: Any) -> Iterator[str]:
 
 def _pictures(source: Any) -> list[list[int]]:
     """Rows by picture, in the order of the first; a source that does not say which is whose has one row for each."""
-    named = getattr(source, "pictures_of", None)
-    if named is None:
+    keys = getattr(source, "picture_keys", lambda: None)()
+    if keys is None and hasattr(source, "pictures_of"):
+        keys = map(source.pictures_of, range(len(source)))
+    if keys is None:
         return [[row] for row in range(len(source))]
     groups: dict[Any, list[int]] = {}
-    for row in range(len(source)):
-        groups.setdefault(named(row) or row, []).append(row)
+    for row, key in enumerate(keys):
+        groups.setdefault(key or row, []).append(row)
     return list(groups.values())

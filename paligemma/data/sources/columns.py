@@ -103,9 +103,7 @@ class Columns:
         Raises:
             DataError: a column is missing, empty or of the wrong kind, or a picture is not there.
         """
-        image = self.images or self.image
-        if image == "image" and (row.get("image") is None and row.get("images") is not None):
-            image = "images"
+        image = self._image_of(row)
         cell = None if image is None else _value(image, row, where)
         used = self.names() | {str(image)}
         weight: Any = 1.0
@@ -129,6 +127,39 @@ class Columns:
             meta,
             _stretches(row.get("unlearned"), where) if self.is_own else (),
         )
+
+    def picture_names(self) -> frozenset[str]:
+        """The columns that pictures are in."""
+        image = self.images or self.image
+        named = frozenset() if image is None else frozenset(name for _, name, _, _ in _pieces(image) if name)
+        return named | {"images"} if image == "image" else named
+
+    def shown(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The pictures of a row as they stand in it, names as names; () where there are none."""
+        image = self._image_of(row)
+        try:
+            return () if image is None else pictures(_value(image, row, ""), "", lambda name, _: name)
+        except DataError:
+            return ()
+
+    def id_of(self, row: Mapping[str, Any]) -> str | None:
+        """The id of a row, as text; None where it has none. Only the columns of `id_names` are looked at."""
+        found = None if "id" in self.names() else row.get("id")
+        if self.is_own and found is None and row.get("meta") is not None:
+            found = _spread({"meta": row["meta"]}).get("id")
+        return None if found is None else str(found)
+
+    def id_names(self, there: Iterable[str]) -> list[str]:
+        """The columns of a table in which an id may be."""
+        return [
+            name for name in there if (name == "id" and name not in self.names()) or (name == "meta" and self.is_own)
+        ]
+
+    def _image_of(self, row: Mapping[str, Any]) -> str | None:
+        image = self.images or self.image
+        if image == "image" and (row.get("image") is None and row.get("images") is not None):
+            return "images"
+        return image
 
     def _said(self) -> tuple[str, ...]:
         said = (self.images or self.image, self.prefix, self.suffix, self.weight)

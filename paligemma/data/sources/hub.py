@@ -9,14 +9,18 @@ Pictures are not decoded by `datasets`: our loader decodes them as the reference
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from paligemma.data.example import Example
 from paligemma.data.sources.columns import Columns, in_folder, nowhere
+from paligemma.data.sources.identity import picture_key, repeated_ids
 from paligemma.errors import DataError, MissingExtra, OptionError, PaliGemmaError, nearest
+
+CHUNK = 256  # rows that are looked through at a time
 
 
 class HubDataset:
@@ -74,6 +78,32 @@ class HubDataset:
         """
         index = range(len(self))[index]
         return self.columns.example(self.row(index), self.where(index), self.find)
+
+    @cached_property
+    def problems(self) -> tuple[str, ...]:
+        """Rows with an id that an earlier one has; only the columns of ids are read."""
+        found = (
+            (i, self.columns.id_of(row)) for i, row in self._some(self.columns.id_names(self.dataset.column_names))
+        )
+        ids = ((i, identity) for i, identity in found if identity is not None)
+        return tuple(repeated_ids(ids, lambda index: str(self.columns.id_of(self.row(index))), self.where))
+
+    def picture_keys(self) -> list[Hashable]:
+        """For every row what its pictures are told by; the columns of pictures are read through once."""
+        named = self.columns.picture_names()
+        found: list[Hashable] = [()] * len(self)
+        for index, row in self._some([name for name in self.dataset.column_names if name in named]):
+            found[index] = tuple(map(picture_key, self.columns.shown(row)))
+        return found
+
+    def _some(self, names: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Some columns of every row."""
+        with _told(self.name):
+            chosen = self.dataset.select_columns(names)
+            for start in range(0, len(self) if names else 0, CHUNK):
+                columns = chosen[start : start + CHUNK]
+                for index, values in enumerate(zip(*(columns[name] for name in names), strict=True), start):
+                    yield index, dict(zip(names, values, strict=True))
 
 
 class StreamSource:

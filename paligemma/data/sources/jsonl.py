@@ -10,14 +10,13 @@ A folder may hold its splits in any of these ways; what is missing is simply not
 
 import json
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from paligemma.data.example import Example
+from paligemma.data.sources.identity import repeated_ids
 from paligemma.data.sources.paths import picture_path
 from paligemma.errors import DataError, nearest
 
@@ -90,23 +89,14 @@ class Jsonl:
 
     @cached_property
     def problems(self) -> tuple[str, ...]:
-        """Rows with an id that an earlier one has; the file is read through once, 8 bytes kept a row meanwhile."""
-        marks, rows = array("q"), array("q")
+        """Rows with an id that an earlier one has; the file is read through once."""
+        return tuple(repeated_ids(self._ids(), lambda index: str(self.row(index)["id"]), self.where))
+
+    def _ids(self) -> Iterator[tuple[int, str]]:
         with self.path.open("rb") as file:
             for index, line in enumerate(line for line in file if line.strip()):
                 if b'"id"' in line and (identity := _id(line)) is not None:
-                    marks.append(hash(identity))
-                    rows.append(index)
-        hashes = np.array(marks, np.int64)
-        order = np.argsort(hashes, kind="stable")
-        again = np.flatnonzero(np.diff(hashes[order]) == 0) + 1
-        first: dict[str, int] = {}
-        told = []
-        for index in sorted({rows[order[place]] for at in again for place in (at - 1, at)}):
-            identity = str(self.row(index)["id"])  # the hashes of two ids may be equal, if hardly ever
-            if first.setdefault(identity, index) != index:
-                told.append(f"{self.where(index)}: id {identity} is also that of {self.where(first[identity])}")
-        return tuple(told)
+                    yield index, identity
 
     def __getitem__(self, index: int) -> Example:
         """The example of a row; its pictures are looked for, not opened.

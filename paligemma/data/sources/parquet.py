@@ -11,8 +11,9 @@ import json
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property, partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from paligemma.data.example import Example
 from paligemma.data.sources.columns import Columns, encoded, in_folder
+from paligemma.data.sources.identity import picture_key, repeated_ids
 from paligemma.data.sources.jsonl import SPLITS
 from paligemma.errors import DataError, MissingExtra, OptionError, nearest
 
@@ -99,6 +101,32 @@ class Parquet:
         folder = self.images or self.paths[file].parent
         find = partial(in_folder, folder=folder, allow_outside=self.allow_outside)
         return self.columns.example(self.row(index), self.where(index), find)
+
+    @cached_property
+    def problems(self) -> tuple[str, ...]:
+        """Rows with an id that an earlier one has; only the columns of ids are read."""
+        found = ((i, self.columns.id_of(row)) for i, row in self._some(self.columns.id_names))
+        ids = ((i, identity) for i, identity in found if identity is not None)
+        return tuple(repeated_ids(ids, lambda index: str(self.columns.id_of(self.row(index))), self.where))
+
+    def picture_keys(self) -> list[Hashable]:
+        """For every row what its pictures are told by; the columns of pictures are read through once."""
+        named = self.columns.picture_names()
+        found: list[Hashable] = [()] * len(self)
+        for index, row in self._some(lambda there: [name for name in there if name in named]):
+            found[index] = tuple(map(picture_key, self.columns.shown(row)))
+        return found
+
+    def _some(self, chosen: Callable[[Sequence[str]], list[str]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Some columns of every row, of row groups that can be read; reading a row says what is wrong with others."""
+        arrow, _ = _arrow()
+        for number, path in enumerate(self.paths):
+            with _open(path) as opened:
+                names = chosen(opened.schema_arrow.names)
+                for at in np.flatnonzero(self._files == number) if names else ():
+                    with suppress(OSError, ValueError, arrow.ArrowException):  # not UTF-8 is a ValueError
+                        table = opened.read_row_group(int(self._groups[at]), columns=names, use_threads=False)
+                        yield from enumerate(table.to_pylist(), int(self._starts[at]))
 
     def _place(self, index: int) -> tuple[int, int, int, int]:
         """File, row group of it, row in the group, row in the file."""

@@ -24,16 +24,18 @@ import shutil
 import tarfile
 import tempfile
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from paligemma.data.example import Example
 from paligemma.data.sources.columns import Columns, decoded, encoded, kind_of
+from paligemma.data.sources.identity import ENDS
 from paligemma.data.sources.parquet import by_number, shards_by_split
 from paligemma.data.sources.storage import (
     far_files,
@@ -46,7 +48,17 @@ from paligemma.data.sources.storage import (
     send_index,
     state_of,
 )
-from paligemma.data.sources.tar_index import KeptIndex, State, cut, kept_index, read_index, scan, to_bytes, write_file
+from paligemma.data.sources.tar_index import (
+    KeptIndex,
+    Member,
+    State,
+    cut,
+    kept_index,
+    read_index,
+    scan,
+    to_bytes,
+    write_file,
+)
 from paligemma.errors import DataError, OptionError, nearest
 
 PICTURES = frozenset(
@@ -166,6 +178,19 @@ class Tars:
         example = self.columns.example(row, where)
         meta = {k: v for k, v in example.meta.items() if k != "image" and not isinstance(v, bytes)}
         return dataclasses.replace(example, meta=meta)
+
+    def picture_keys(self) -> list[Hashable] | None:
+        """For every example what its pictures are told by; None for shards in a store, where a look costs too much."""
+        if any(map(is_address, self.shards)):
+            return None
+        found: list[Hashable] = []
+        for number, shard in enumerate(self.shards):
+            opened = kept_index(*self._indexes[number])
+            with Path(shard).open("rb") as file:
+                for i in range(len(opened)):
+                    members = [one for one in opened.members(i) if _last(one.kind) in PICTURES]
+                    found.append(tuple(_key(file, member) for member in members))
+        return found
 
     def _place(self, index: int) -> tuple[int, KeptIndex, int]:
         """Shard, its index, example in it."""
@@ -311,6 +336,14 @@ def _of_split(name: str, found: Mapping[str, Sequence[Any]], split: str | None) 
     if chosen not in found:
         raise OptionError(f"split={split!r}: {name} holds {', '.join(found)}.{nearest(chosen, found)}")
     return found[chosen]
+
+
+def _key(file: BinaryIO, member: Member) -> Hashable:
+    """As `picture_key`, of a file inside a tar."""
+    file.seek(member.offset)
+    head = file.read(min(ENDS, member.size))
+    file.seek(member.offset + max(0, member.size - ENDS))
+    return member.size, zlib.crc32(head), zlib.crc32(file.read(min(ENDS, member.size)))
 
 
 def _last(kind: str) -> str:
