@@ -10,15 +10,17 @@ Every source is opened as `open_data` does it, and takes its options (format, im
 `task_fields` name the builder of annotations. Paths are relative to the file.
 """
 
+import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from paligemma.data.builders import BUILDERS
 from paligemma.data.mixture import Mixture, Part
-from paligemma.errors import DataError, nearest
+from paligemma.errors import DataError, OptionError, nearest
 
 Open = Callable[..., dict[str, Any]]  # (data=…, task=…, task_fields=…, **options) -> split -> rows
 FIELDS = ("sources", "temperature", "exhaustion", "seed")
@@ -37,11 +39,15 @@ def is_mixture(path: str | Path) -> bool:
     return isinstance(tree, dict) and "sources" in tree
 
 
-def read_mixture(path: str | Path, open_source: Open, *, seed: int = 0, shuffle: bool = True) -> dict[str, Any]:
+def read_mixture(
+    path: str | Path, open_source: Open, *, seed: int = 0, shuffle: bool = True,
+    reweight: Sequence[tuple[str, float]] = (),
+) -> dict[str, Any]:  # fmt: skip
     """The splits of a mixture: "train" is the `Mixture`; other splits are those of its sources, one after another.
 
     Args:
         open_source: opens one source.
+        reweight: (task, factor) pairs: the weight of a source with such a task, or such a name, is multiplied.
 
     Raises:
         DataError: not such a file, or a field that it does not have.
@@ -64,12 +70,20 @@ def read_mixture(path: str | Path, open_source: Open, *, seed: int = 0, shuffle:
         for key in options:  # others are the reader's, which knows them
             if meant := difflib.get_close_matches(key, _OWN, n=1, cutoff=0.75):
                 raise DataError(f"{path}: source '{name}' has no '{key}'. Did you mean '{meant[0]}'?")
+        task = options.get("task")
         splits = open_source(data=_place(path.parent, options.pop("data"), options), **options)
         if "train" not in splits:
             raise DataError(f"{path}: source '{name}' has no train split: expected one beside {', '.join(splits)}.")
-        parts[str(name)] = Part(source=splits.pop("train"), **own)
+        part = Part(source=splits.pop("train"), **own)
+        tasks = {str(name), *str(task or "").replace(" ", "").split(",")}
+        for wanted, factor in reweight:
+            if wanted in tasks:
+                weight = min(len(part.source), part.limit or len(part.source)) if part.weight is None else part.weight
+                part = dataclasses.replace(part, weight=factor * weight)
+        parts[str(name)] = part
         for split, rows in splits.items():
             others.setdefault(split, []).append(rows)
+    _check_reweighting(reweight, parts)
     rules = {key: tree[key] for key in ("temperature", "exhaustion") if key in tree}
     mixture = Mixture(parts, seed=tree.get("seed", seed), shuffle=shuffle, **rules)
     return {"train": mixture, **{split: Chain(rows) for split, rows in others.items()}}
@@ -88,6 +102,21 @@ class Chain:
     def __getitem__(self, index: int) -> Any:
         at = next(i for i, end in enumerate(self.ends) if index < end)
         return self.sources[at][index - (self.ends[at - 1] if at else 0)]
+
+
+def _check_reweighting(reweight: Sequence[tuple[str, float]], parts: Mapping[str, Part]) -> None:
+    """Tasks that no source has are passed over, since stages bring their own list; words that are no task are not.
+
+    Raises:
+        OptionError: neither a task nor the name of a source, or a factor that is none.
+    """
+    known = [*parts, *BUILDERS]
+    for wanted, factor in reweight:
+        if wanted not in known:
+            hint = nearest(wanted, known)
+            raise OptionError(f"reweight: no source or task {wanted!r}: expected one of {', '.join(known)}.{hint}")
+        if not 0 < factor < float("inf"):
+            raise OptionError(f"reweight: {wanted} has {factor}: expected a number above 0.")
 
 
 def _place(folder: Path, data: str, options: Mapping[str, Any]) -> str:

@@ -39,6 +39,7 @@ def open_rows(
     valid_share: float = 0.0,
     shuffle: bool = True,
     seed: int = 0,
+    reweight: Sequence[tuple[str, float]] = (),
     **options: Any,
 ) -> dict[str, Any]:
     """The splits of a data set, as sources of examples.
@@ -59,6 +60,7 @@ def open_rows(
         valid_share: of the training pictures kept apart as the split "held", where there is no valid or test split.
         shuffle: of a mixture, the rows of every source; False keeps them in their order.
         seed: of everything random in builders and augmentation.
+        reweight: of a mixture, (task, factor) pairs: sources of that task or name are drawn so much more often.
         options: those of `open_data`: format, allow_outside, images, columns, …
 
     Raises:
@@ -71,7 +73,9 @@ def open_rows(
     }  # fmt: skip
     if is_mixture(data):
         given = {**options, **asked, "shuffle": shuffle}
-        return read_mixture(data, lambda **own: open_rows(**{**given, **own}), seed=seed, shuffle=shuffle)
+        return read_mixture(
+            data, lambda **own: open_rows(**{**given, **own}), seed=seed, shuffle=shuffle, reweight=reweight
+        )
     found = open_data(data, **options)
     if valid_share and "train" in found and not {"valid", "test"} & set(found):
         train, held, _ = held_out(found["train"], valid_share)

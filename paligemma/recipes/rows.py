@@ -177,12 +177,18 @@ def tell_problems(
             say(f"passed over: {problem}")
 
 
-def order_of(rows: Any) -> str | None:
-    """What decides the order of a mixture's examples; None for a single source, whose rows and seed say it all."""
+def mixture_of(rows: Any) -> Mixture | None:
+    """The mixture behind some rows; None where they are of a single source."""
     inner = rows
     while not isinstance(inner, Mixture) and hasattr(inner, "source"):
         inner = inner.source
-    return inner.identity if isinstance(inner, Mixture) else None
+    return inner if isinstance(inner, Mixture) else None
+
+
+def order_of(rows: Any) -> str | None:
+    """What decides the order of a mixture's examples; None for a single source, whose rows and seed say it all."""
+    mixture = mixture_of(rows)
+    return None if mixture is None else mixture.identity
 
 
 def measure(

@@ -42,6 +42,7 @@ class Stage:
         warmup: examples over which everything ramps up; image_ramp: over which the image tower does.
         warmup_before, image_ramp_before: of the first stage; its curves count from there.
         attn_logits_softcap, final_logits_softcap: of generation 2; None is off. Generation 1 has neither.
+        reweight: (task, factor) pairs: sources of a mixture that are drawn so much more often than in stage 1.
         robust: the distortions of pictures, their slight crop included; None for none.
     """
 
@@ -60,6 +61,7 @@ class Stage:
     image_ramp_before: int = 0
     attn_logits_softcap: float | None = 50.0
     final_logits_softcap: float | None = 30.0
+    reweight: tuple[tuple[str, float], ...] = ()
     robust: RobustOptions | None = dataclasses.field(default_factory=RobustOptions)
 
 
@@ -67,16 +69,20 @@ class Stage:
 PRETRAIN_LR = {"paligemma-3b": 2e-5, "3b": 1e-5, "10b": 5e-6, "28b": 5e-6}
 # The batch, the time scale and the two ramps are not published: 8,192 examples, big_vision's default of 10,000
 # updates, ten million examples for all and a hundred million for the image tower ("slow linear warm-up") are ours.
+# Stage 2 draws reading, detection and segmentation far more often (PG1 section 3.2.3); the factor is ours.
+UP_WEIGHTED = tuple((task, 3.0) for task in ("ocr", "ocr_boxes", "detect", "detect_noise", "segment", "referring"))
 STAGES: dict[str, Stage] = {
     "stage1": Stage(
         resolution=224, examples=1_000_000_000, text_length=128, lr=PRETRAIN_LR, warmup=10_000_000,
         image_ramp=100_000_000,
     ),
     "stage2_448": Stage(
+        reweight=UP_WEIGHTED,
         resolution=448, examples=50_000_000, seen_before=1_000_000_000, text_length=512, lr=PRETRAIN_LR,
         warmup_before=10_000_000, image_ramp_before=100_000_000,
     ),
     "stage2_896": Stage(
+        reweight=UP_WEIGHTED,
         resolution=896, examples=10_000_000, seen_before=1_050_000_000, text_length=512, lr=PRETRAIN_LR,
         warmup_before=10_000_000, image_ramp_before=100_000_000,
     ),
@@ -134,6 +140,7 @@ def recipe(
         examples=stage.examples,
         lr=lr,
         choices=choices,
+        reweight=stage.reweight,
         robust=stage.robust,
         augmentation=AugmentOptions() if stage.robust is None else crop_options(stage.robust),
         loader=LoaderOptions(batch_size=stage.batch_size, max_text=stage.text_length + 1),

@@ -91,6 +91,7 @@ def data_options(recipe: "TransferRecipe", base: Base) -> dict[str, Any]:
         "max_text": recipe.loader.max_text,
         "shuffle": recipe.loader.shuffle,
         "seed": recipe.loader.seed,
+        "reweight": recipe.reweight,
         **dict(recipe.data_options),
     }
 

@@ -28,7 +28,7 @@ from paligemma.models.lora import LoraOptions
 from paligemma.processing.processor import Processor
 from paligemma.recipes.finish import answers_of, finish
 from paligemma.recipes.memory import advising, fits_whole, method_of, strategy_of
-from paligemma.recipes.rows import OnSteps, Rows, Weighted, measure, order_of, splits
+from paligemma.recipes.rows import OnSteps, Rows, Weighted, measure, mixture_of, order_of, splits
 from paligemma.recipes.samples import N_SAMPLES, Samples
 from paligemma.recipes.start import (
     Base,
@@ -86,6 +86,7 @@ class TransferRecipe:
         loc_step: places are learned in every n-th location token. The embedded `tiny` says them in every 8th and has no
             use for the others; released models use all.
         task_weights: (task, factor) pairs; factors multiply the loss of the task's rows.
+        reweight: (task, factor) pairs: of a mixture, sources of that task or name are drawn so much more often.
         valid_share: of the training rows held out, where the data has no valid split.
         eval_every: steps between validations; None: at the end.
         eval_rows: most rows whose answers are scored at the end; score_before: at the beginning as well.
@@ -122,6 +123,7 @@ class TransferRecipe:
     loc_sigma: float = 0.0
     loc_step: int = 1
     task_weights: tuple[tuple[str, float], ...] = ()
+    reweight: tuple[tuple[str, float], ...] = ()
     valid_share: float = 0.1
     eval_every: int | None = None
     eval_rows: int = 1000
@@ -147,6 +149,7 @@ class TransferRecipe:
             raise OptionError(f"loc_step={self.loc_step}: expected 1 or more.")
         if self.form is not None:
             own = {"task": self.task, "task_fields": self.task_fields, "data_options": self.data_options}
+            own["reweight"] = self.reweight
             if unused := [name for name, value in own.items() if value]:
                 raise OptionError(
                     f"{unused[0]}={own[unused[0]]!r}: transfer.{self.form} reads JSONL and makes prompts of its own: "
@@ -216,6 +219,10 @@ def run(
         say(f"{len(train):,} examples to learn, {len(held_out):,} held out ({split}). Method: {method}; {why}.")
         if ranks.world_size > 1:
             say(f"{ranks.world_size} processes, {strategy}")
+        if (mixture := mixture_of(train)) is not None:
+            say(
+                "of them " + ", ".join(f"{n:.1%} {name}" for name, n in zip(mixture.names, mixture.shares, strict=True))
+            )
         cut = lengths.told(recipe.loader.max_text)
         cut is not None and say(cut)
     options = dataclasses.replace(settled(recipe, method, len(train), base.device), strategy=strategy)

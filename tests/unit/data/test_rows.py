@@ -90,6 +90,44 @@ def test_a_mixture_of_formats_is_one_source(coco, tmp_path):
     assert [found["valid"][i].prefix.split()[0] for i in range(5)] == ["detect"] * 3 + ["caption"] * 2
 
 
+def mixture_file(coco, folder, **fields):
+    write_rows(folder / "rows", 8)
+    sources = {"things": {"data": str(coco), "task": "detect, count"}, "words": {"data": "rows", "limit": 6}}
+    for source in sources.values():
+        source.update(fields)
+    file = folder / "mixture.yaml"
+    file.write_text(yaml.safe_dump({"sources": sources}))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("reweight", "shares"),
+    [
+        ((), (6 / 12, 6 / 12)),
+        ((("count", 2.0),), (12 / 18, 6 / 18)),
+        ((("words", 3.0), ("segment", 9.0)), (6 / 24, 18 / 24)),
+        ((("things", 0.5), ("detect", 2.0)), (6 / 12, 6 / 12)),
+    ],
+)
+@pytest.mark.parametrize("weight", [{}, {"weight": 5}])
+def test_one_mixture_serves_several_stages(reweight, shares, weight, coco, tmp_path):
+    found = open_rows(mixture_file(coco, tmp_path, **weight), reweight=reweight)["train"]
+    assert found.shares == pytest.approx(shares)
+
+
+@pytest.mark.parametrize(
+    ("reweight", "message"),
+    [
+        ((("detekt", 2.0),), "Did you mean 'detect'"),
+        ((("wrods", 2.0),), "Did you mean 'words'"),
+        ((("detect", 0.0),), "above 0"),
+    ],
+)
+def test_what_reweights_nothing_is_refused(reweight, message, coco, tmp_path):
+    with pytest.raises(OptionError, match=message):
+        open_rows(mixture_file(coco, tmp_path), reweight=reweight)
+
+
 @pytest.mark.parametrize(
     ("tree", "message"),
     [

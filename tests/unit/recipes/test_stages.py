@@ -1,11 +1,17 @@
 """Stages are recipes whose numbers are those of the reports, and whose learning rate is one curve."""
 
 import pytest
+import yaml
 
+from paligemma.data.convert import write_split
+from paligemma.data.world.records import WorldRecords
 from paligemma.errors import OptionError
 from paligemma.presets import MODEL_PRESETS
+from paligemma.recipes.finish import base_config
+from paligemma.recipes.rows import mixture_of
 from paligemma.recipes.stages import STAGES, recipe
-from paligemma.recipes.transfer import TransferRecipe
+from paligemma.recipes.start import open_base
+from paligemma.recipes.transfer import TransferRecipe, as_learned, rows_of
 from paligemma.recipes.tree import from_tree, to_tree
 
 
@@ -33,6 +39,20 @@ def test_stages_see_what_the_reports_say():
         "mix": (448, None, 513),
     }  # fmt: skip
     assert of("mix").epochs == 10
+
+
+def test_stage_two_draws_what_needs_pixels_more_often(tmp_path):
+    parts = {name: WorldRecords(20, seed=i) for i, name in enumerate(("seen", "read"))}
+    for name, records in parts.items():
+        write_split(records, tmp_path / name, to="coco", split="train")
+    sources = {"seen": {"data": "seen", "task": "presence"}, "read": {"data": "read", "task": "detect"}}
+    (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({"sources": sources}, sort_keys=False))
+    shares = {}
+    for name in ("stage1", "stage2_448", "stage2_896"):
+        made = recipe(name, data=str(tmp_path / "mixture.yaml"), model="tiny", config=base_config("tiny"))
+        train, _, _ = rows_of(made, open_base(made))
+        shares[name] = mixture_of(as_learned(made, train)).shares
+    assert shares == {"stage1": (0.5, 0.5), "stage2_448": (0.25, 0.75), "stage2_896": (0.25, 0.75)}
 
 
 def test_only_the_second_generation_has_soft_caps():
