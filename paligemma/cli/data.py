@@ -204,6 +204,7 @@ def _as_a_run_shows_them(args: argparse.Namespace) -> tuple[list[Any], Any, Any,
     """As `_as_they_lie`, of what a recipe learns: its prompts, distortions, steps of places, weights, limit of text."""
     from paligemma.api.loading import find_mask_vae
     from paligemma.cli.train import SHORT, recipe_of
+    from paligemma.data.order import Draw
     from paligemma.draw.preview import sight_of
     from paligemma.errors import PaliGemmaError
     from paligemma.recipes.start import open_base
@@ -228,13 +229,19 @@ def _as_a_run_shows_them(args: argparse.Namespace) -> tuple[list[Any], Any, Any,
     base = open_base(recipe)
     train, _, _ = rows_of(recipe, base, note)
     loader = loader_of(recipe, as_learned(recipe, train), base.processor)
+    is_line = getattr(train, "is_ordered", False)
+    if is_line and args.passes > 1:
+        raise OptionError(
+            "--passes with a mixture, each of whose sources has passes of its own: expected 1. Raise --n."
+        )
     n = min(args.n, len(train))
-    in_order = getattr(train, "is_sequential", False)
+    every = 1 if getattr(train, "is_sequential", False) else len(train) / n
     shown: list[Any] = []
-    for row in range(n):
+    for i in range(n):
         for epoch in range(args.passes):
             try:
-                place = epoch * len(train) + (row if in_order else row * len(train) // n)
+                row = int(i * every)
+                place = row if is_line else loader.line.place(Draw(row, epoch))
                 shown.append(sight_of(*loader.example(place), base.processor))
             except PaliGemmaError as error:
                 shown.append(error)

@@ -126,10 +126,10 @@ def named(name: str, data: str, model: str | None, resolution: str | None) -> "T
 
     if name == "transfer":
         return TransferRecipe(data=data)
+    given: dict[str, Any] = {"resolution": int(resolution)} if resolution and resolution.isdigit() else {}
     if name.startswith("transfer."):
         from paligemma.recipes import transfers
 
-        given: dict[str, Any] = {"resolution": int(resolution)} if resolution and resolution.isdigit() else {}
         return transfers.recipe(name.removeprefix("transfer."), data=data, model=model, **given)
     if name in ("stage0", "stage_0"):
         raise OptionError(
@@ -145,7 +145,7 @@ def named(name: str, data: str, model: str | None, resolution: str | None) -> "T
 
     if model is None:
         raise OptionError(f"{name} without --model: expected what it starts from, the folder that stage 0 or 1 wrote.")
-    return stages.recipe(name, data=data, model=model, config=base_config(model))
+    return stages.recipe(name, data=data, model=model, config=base_config(model), **given)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -154,8 +154,12 @@ class Loader:
         places = range(first, first + self.options.batch_size)
         if getattr(self.source, "is_ordered", False):
             return [Draw(place, 0) for place in places]
-        line = Line(self.n_examples, self.options.seed if self.options.shuffle else None)
-        return [line.at(place) for place in places]
+        return [self.line.at(place) for place in places]
+
+    @property
+    def line(self) -> Line:
+        """The order of a source whose rows have none of their own."""
+        return Line(self.n_examples, self.options.seed if self.options.shuffle else None)
 
     def example(self, place: int) -> tuple[Example, Item]:
         """One example of the line by its place, and the row with pixels that becomes of it.

@@ -41,20 +41,22 @@ def is_mixture(path: str | Path) -> bool:
 
 def read_mixture(
     path: str | Path, open_source: Open, *, seed: int = 0, shuffle: bool = True,
-    reweight: Sequence[tuple[str, float]] = (),
+    reweight: Sequence[tuple[str, float]] = (), task: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The splits of a mixture: "train" is the `Mixture`; other splits are those of its sources, one after another.
 
     Args:
         open_source: opens one source.
-        reweight: (task, factor) pairs: the weight of a source with such a task, or such a name, is multiplied.
+        reweight: (name or task, factor) pairs: by how much a source's share grows before all are made to sum to 1. Its
+            name counts before its tasks; of several tasks, which are asked alike, the factors are averaged.
+        task: of sources that name none.
 
     Raises:
         DataError: not such a file, or a field that it does not have.
     """
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _OneOfEach)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"{path}: no mixture ({' '.join(str(error).split())[:160]}): expected YAML.") from None
     if not isinstance(tree, dict) or not isinstance(tree.get("sources"), dict) or not tree["sources"]:
@@ -70,16 +72,15 @@ def read_mixture(
         for key in options:  # others are the reader's, which knows them
             if meant := difflib.get_close_matches(key, _OWN, n=1, cutoff=0.75):
                 raise DataError(f"{path}: source '{name}' has no '{key}'. Did you mean '{meant[0]}'?")
-        task = options.get("task")
+        factor = _factor(str(name), options.get("task") or task, reweight)
         splits = open_source(data=_place(path.parent, options.pop("data"), options), **options)
         if "train" not in splits:
             raise DataError(f"{path}: source '{name}' has no train split: expected one beside {', '.join(splits)}.")
         part = Part(source=splits.pop("train"), **own)
-        tasks = {str(name), *str(task or "").replace(" ", "").split(",")}
-        for wanted, factor in reweight:
-            if wanted in tasks:
-                weight = min(len(part.source), part.limit or len(part.source)) if part.weight is None else part.weight
-                part = dataclasses.replace(part, weight=factor * weight)
+        if factor != 1:
+            weight = min(len(part.source), part.limit or len(part.source)) if part.weight is None else part.weight
+            # The mixture raises weights to 1 / temperature; the factor is one of shares.
+            part = dataclasses.replace(part, weight=weight * factor ** float(tree.get("temperature", 1.0)))
         parts[str(name)] = part
         for split, rows in splits.items():
             others.setdefault(split, []).append(rows)
@@ -102,6 +103,27 @@ class Chain:
     def __getitem__(self, index: int) -> Any:
         at = next(i for i, end in enumerate(self.ends) if index < end)
         return self.sources[at][index - (self.ends[at - 1] if at else 0)]
+
+
+class _OneOfEach(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML whose mappings name everything once: the second of two sources of one name would replace the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [self.construct_object(key) for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"'{name}' stands there twice", node.start_mark)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def _factor(name: str, task: str | None, reweight: Sequence[tuple[str, float]]) -> float:
+    """By how much the share of a source grows."""
+    factors = dict(reweight)
+    if name in factors or not task:
+        return float(factors.get(name, 1.0))
+    tasks = [word.strip() for word in task.split(",")]
+    return sum(factors.get(word, 1.0) for word in tasks) / len(tasks)
 
 
 def _check_reweighting(reweight: Sequence[tuple[str, float]], parts: Mapping[str, Part]) -> None:

@@ -16,7 +16,7 @@ What happens when a source has been seen once is a rule:
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
@@ -148,10 +148,16 @@ class Mixture:
     def identity(self) -> str:
         """Everything that decides which row stands where: two mixtures of one identity are one line."""
         parts = ", ".join(
-            f"{name} {quota} of {n:,}"
-            for name, quota, n in zip(self.names, quotas(self.shares), self.sizes, strict=True)
+            f"{name} {quota} of {n:,}" + ("" if chosen is None else f" chosen among {chosen.n:,}")
+            for name, quota, n, chosen in zip(self.names, quotas(self.shares), self.sizes, self._chosen, strict=True)
         )
         return f"{parts}; {self.exhaustion}; seed {self.seed}; {'shuffled' if self.shuffle else 'in order'}"
+
+    def rows(self) -> Iterator[tuple[Any, int]]:
+        """Every (source, row) that is used, once, whatever the weights; sources one after another."""
+        for name, n, chosen in zip(self.names, self.sizes, self._chosen, strict=True):
+            for i in range(n):
+                yield self.parts[name].source, i if chosen is None else chosen.at(i).row
 
     def __getitem__(self, position: int) -> Example:
         place = self.at(position)

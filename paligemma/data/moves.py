@@ -165,6 +165,8 @@ def move_record(
 ) -> Record | None:
     """All geometry of a record in the window, its pictures left as they are.
 
+    Of a thing that is dropped although some of it can be seen, the label stands in the new record's `hidden`.
+
     Returns:
         The record; None where nothing would be left of its instances, its regions or its words.
 
@@ -176,6 +178,11 @@ def move_record(
         move_instance(item, window, size_hw, min_visible, f"{where}: instance {i} {item.label!r}")
         for i, item in enumerate(record.instances)
     ]
+    hidden = {
+        item.label: None
+        for item, moved in zip(record.instances, instances, strict=True)
+        if moved is None and move_instance(item, window, size_hw, 0.0) is not None
+    }
     texts = [_move_boxed(x, window, size_hw, min_visible, f"{where}: the region {x.text!r}") for x in record.texts]
     words = [_move_boxed(x, window, size_hw, min_visible_words, f"{where}: the word {x.text!r}") for x in record.words]
     regions = [after for before, after in zip(record.texts, texts, strict=True) if before.box_xyxy_px is not None]
@@ -187,6 +194,7 @@ def move_record(
         instances=tuple(item for item in instances if item is not None),
         texts=tuple(item for item in texts if item is not None),
         words=tuple(item for item in words if item is not None),
+        hidden=tuple({**dict.fromkeys(record.hidden), **hidden}),
     )
 
 

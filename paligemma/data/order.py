@@ -40,6 +40,11 @@ class Line:
         epoch, p = divmod(place, self.n)
         return Draw(p if self.seed is None else permuted(p, self.n, self.seed, epoch), epoch)
 
+    def place(self, draw: Draw) -> int:
+        """Where a row stands in an epoch: `at` the other way round."""
+        row, epoch = draw
+        return epoch * self.n + (row if self.seed is None else unpermuted(row, self.n, self.seed, epoch))
+
 
 def permuted(p: int, n: int, seed: int | tuple[int, ...], epoch: int = 0) -> int:
     """The row at place p of a shuffled 0 … n - 1."""
@@ -52,6 +57,19 @@ def permuted(p: int, n: int, seed: int | tuple[int, ...], epoch: int = 0) -> int
         p = (left << half) | right
         if p < n:
             return p
+
+
+def unpermuted(row: int, n: int, seed: int | tuple[int, ...], epoch: int = 0) -> int:
+    """The place of a row in a shuffled 0 … n - 1: `permuted` backwards."""
+    half, keys = _network(n, seed, epoch)
+    mask = (1 << half) - 1
+    while True:
+        left, right = row >> half, row & mask
+        for key in reversed(keys):
+            left, right = right ^ (_mix(left + key) & mask), left
+        row = (left << half) | right
+        if row < n:
+            return row
 
 
 def permutation(n: int, seed: int | tuple[int, ...], epoch: int = 0) -> _Ints:

@@ -129,6 +129,7 @@ class Record:
         images: as in `Example`.
         size_hw: height and width of the first picture in pixels; None where the source does not know it.
         instances, texts, words, questions: in the order of the source.
+        hidden: labels of things of which a crop left too little to list them: neither said to be there nor denied.
         id: as the source names it; "" where it does not.
         where: how messages call it: "train.json image 17 (a.jpg)".
         meta: what else the source holds.
@@ -140,6 +141,7 @@ class Record:
     texts: tuple[Text, ...] = ()
     words: tuple[Word, ...] = ()
     questions: tuple[Asked, ...] = ()
+    hidden: tuple[str, ...] = ()
     id: str = ""
     where: str = "the record"
     meta: Mapping[str, Any] = field(default_factory=dict)

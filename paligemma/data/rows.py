@@ -74,7 +74,7 @@ def open_rows(
     if is_mixture(data):
         given = {**options, **asked, "shuffle": shuffle}
         return read_mixture(
-            data, lambda **own: open_rows(**{**given, **own}), seed=seed, shuffle=shuffle, reweight=reweight
+            data, lambda **own: open_rows(**{**given, **own}), seed=seed, shuffle=shuffle, reweight=reweight, task=task
         )
     found = open_data(data, **options)
     if valid_share and "train" in found and not {"valid", "test"} & set(found):
@@ -121,7 +121,9 @@ def _prompted(
     only_things = all(word.strip() in OF_THINGS for word in task.split(","))
     change = None if wanted is None else partial(_augmented, options=wanted, load=load, only_things=only_things)
     if not is_train:
-        source = Subset(source, _askable(source, builders_of(task, dict(task_fields), no_codes), seed))
+        source = Subset(
+            source, _askable(source, builders_of(task, dict(task_fields), no_codes, text_length, budget), seed)
+        )
     return Built(source, builder, seed=seed, augment=change, skip_empty=is_train)
 
 

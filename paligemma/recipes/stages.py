@@ -35,7 +35,7 @@ class Stage:
         resolution: side of the pictures.
         examples: seen in the stage; None: `epochs` passes over the data.
         seen_before: examples of the stages before it: the learning rate goes on where they left it.
-        text_length: text tokens that the model sees of an example.
+        text_length: text tokens that the model sees of an example; short_text_length: at 224 pixels, where it differs.
         batch_size: examples per update.
         lr: learning rate by size; a size that is not listed takes that of "3b".
         timescale: updates over which the reciprocal square root falls to 0.7.
@@ -51,6 +51,7 @@ class Stage:
     epochs: float = 1.0
     seen_before: int = 0
     text_length: int = 128
+    short_text_length: int | None = None
     batch_size: int = 8192
     lr: dict[str, float] = dataclasses.field(default_factory=dict)
     schedule: str = "rsqrt"
@@ -86,11 +87,12 @@ STAGES: dict[str, Stage] = {
         resolution=896, examples=10_000_000, seen_before=1_050_000_000, text_length=512, lr=PRETRAIN_LR,
         warmup_before=10_000_000, image_ramp_before=100_000_000,
     ),
-    # PG1 section 4: 27 transfer sets, each as often as the others, 10 passes, the simple setting of all transfers.
+    # PG1 section 4: 27 transfer sets drawn alike, 10 passes, the simple setting of all transfers. Both hold only for
+    # sets of one size: a mixture without weights gives each set 10 passes, one with equal weights draws them alike.
     # Its soft caps are those of transfers: big_vision turns the final one off and keeps the other.
     "mix": Stage(
-        resolution=448, epochs=10.0, text_length=512, batch_size=256, lr={"3b": 1e-5}, schedule="cosine",
-        final_logits_softcap=None, robust=None,
+        resolution=448, epochs=10.0, text_length=512, short_text_length=256, batch_size=256, lr={"3b": 1e-5},
+        schedule="cosine", final_logits_softcap=None, robust=None,
     ),
 }  # fmt: skip
 
@@ -123,6 +125,9 @@ def recipe(
     stage = dataclasses.replace(STAGES[name], **changes)
     size, is_second = _size(config)
     lr = stage.lr.get(size, stage.lr.get("3b", 1e-5))
+    text_length = stage.text_length
+    if stage.resolution <= 224 and stage.short_text_length is not None and "text_length" not in changes:
+        text_length = stage.short_text_length
     choices: tuple[tuple[str, Any], ...] = ()
     if is_second:
         choices = (
@@ -143,7 +148,7 @@ def recipe(
         reweight=stage.reweight,
         robust=stage.robust,
         augmentation=AugmentOptions() if stage.robust is None else crop_options(stage.robust),
-        loader=LoaderOptions(batch_size=stage.batch_size, max_text=stage.text_length + 1),
+        loader=LoaderOptions(batch_size=stage.batch_size, max_text=text_length + 1),
         optim=OptimOptions(
             lr=lr, schedule=_schedule(stage, stage.warmup, stage.warmup_before), schedules=_image_schedule(stage)
         ),

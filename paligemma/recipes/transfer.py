@@ -223,6 +223,8 @@ def run(
             say(
                 "of them " + ", ".join(f"{n:.1%} {name}" for name, n in zip(mixture.names, mixture.shares, strict=True))
             )
+        elif recipe.reweight and rows is None:
+            say(f"{recipe.data} is a single source: reweight, which shares out a mixture, changes nothing")
         cut = lengths.told(recipe.loader.max_text)
         cut is not None and say(cut)
     options = dataclasses.replace(settled(recipe, method, len(train), base.device), strategy=strategy)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from paligemma.cli.main import main
+from paligemma.data.order import Draw
 from paligemma.data.rows import open_rows
 from paligemma.data.sources.open import open_data
 from paligemma.recipes import stages
@@ -98,8 +99,8 @@ def test_a_page_shows_rows_as_a_run_does(coco, tmp_path):
     loader = loader_of(recipe, as_learned(recipe, rows_of(recipe, base)[0]), base.processor)
     shown = re.findall(r'base64,([^"]+)" alt="picture 1 as the model sees it', page)
     assert len(shown) == 5
-    for place, data in enumerate(shown):
-        example, item = loader.example(place)
+    for row, data in enumerate(shown):
+        example, item = loader.example(loader.line.place(Draw(row, 0)))
         assert f'<p class="answer">{example.suffix}</p>' in page
         assert all(int(bin_) % 64 in (0, 63) for bin_ in re.findall(r"<loc(\d{4})>", example.suffix))
         picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))[::2, ::2]  # every pixel is a square
@@ -108,6 +109,9 @@ def test_a_page_shows_rows_as_a_run_does(coco, tmp_path):
         undistorted = base.processor.pixels(list(example.images))[0].permute(1, 2, 0)
         assert (undistorted - pixels).abs().max() > 2 / 127.5
     assert page.count("weight 2.5") == 5
+    assert main([*words, "--out", str(out), "--n", "2", "--passes", "3", "--set", "augmentation.flip=0.5"]) == 0
+    names = re.findall(r"<header><b>([^<]+)", html.unescape(out.read_text()))
+    assert [names.count(name) for name in dict.fromkeys(names)] == [3, 3]
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def unique(items: Sequence[str]) -> list[str]:
 
 
 def absent_labels(record: Record, labels: Sequence[str]) -> list[str]:
-    """Class names of the data set that nothing in the record goes by, crowds included.
+    """Class names of the data set that nothing in the record goes by, crowds and what a crop cut off included.
 
     Raises:
         DataError: the data set has no class names.
@@ -158,7 +158,7 @@ def absent_labels(record: Record, labels: Sequence[str]) -> list[str]:
             f"{record.where}: what is not there is drawn from the class names of the data set: expected some, found "
             "none. Hand in labels, or ask only for what is there."
         )
-    present = {instance.label for instance in record.instances}
+    present = {instance.label for instance in record.instances} | set(record.hidden)
     return [label for label in unique(labels) if label not in present]
 
 

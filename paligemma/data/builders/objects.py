@@ -242,8 +242,9 @@ class CountBuilder(_Ruled):
     Attributes:
         thing: always ask about this label; None: about one of the record's that has no region of many, or an absent
             one.
-        p_absent: share of questions about a class name that nothing in the picture goes by, answered by 0; they need
-            class names, and without any only what is there is counted. The picture world asks as often.
+        p_absent: share of questions about a class name that nothing in the picture goes by, answered by 0; all, where
+            nothing can be counted, unless it is 0. They need class names, and without any only what is there is
+            counted. The picture world asks as often.
     """
 
     question: str = "How many {thing}?"
@@ -267,12 +268,12 @@ class CountBuilder(_Ruled):
         self, record: Record, rng: np.random.Generator, labels: Sequence[str] = (), *, turn: Turn | None = None
     ) -> Example | None:
         """The example; None where nothing can be counted, as where a label has a region of many."""
-        crowds = {item.label for item in record.instances if item.is_crowd}
+        crowds = {item.label for item in record.instances if item.is_crowd} | set(record.hidden)
         names = [self.thing] if self.thing is not None else unique([item.label for item in record.instances])
         names = [name for name in names if name not in crowds]
         absent = absent_labels(record, labels) if labels and self.thing is None else []
-        if absent and rng.random() < self.p_absent:
-            names = absent
+        if absent and self.p_absent and (not names or rng.random() < self.p_absent):
+            names = absent  # never a matter of chance whether there is an example: held-out rows are chosen by it
         if not names:
             return None
         with naming(record.where):

@@ -169,7 +169,8 @@ class OcrBuilder:
         order: "raster": lines from the top, in a line from the left (PaliGemma report, 3.2.5); "source". Where a word
             has no box, the order is the source's.
         max_length: longest answer; None: any. Random words are left out until the rest fits, each equally likely, so
-            that the beginning of a page is not favoured (PaliGemma report, 3.2.5).
+            that the beginning of a page is not favoured (PaliGemma report, 3.2.5). Pieces longer than that alone go
+            first, and a record of nothing else is left out.
         length: what `max_length` counts: characters, or tokens with a tokenizer's function.
         unfit: with boxes, a word that holds `;`, `<`, `>` or a newline is an error ("raise") or left out ("skip").
         empty: ask also where there is no word, answered by ending at once; otherwise the builder does not apply, since
@@ -214,14 +215,18 @@ class OcrBuilder:
                 pieces, joint = [_boxed(word, size_hw) for word in words], SEPARATOR
             else:
                 pieces, joint = [" ".join(word.text.split()) for word in words], " "
-        return example_of(record, "ocr", joint.join(self._fitting(pieces, joint, rng)))
+        fitting = self._fitting(pieces, joint, rng)
+        if words and not fitting:
+            return None  # an empty answer would say that there is nothing to read
+        return example_of(record, "ocr", joint.join(fitting))
 
     def _fitting(self, pieces: list[str], joint: str, rng: np.random.Generator) -> list[str]:
         """What is left when pieces are dropped in random order until the rest is short enough."""
         if self.max_length is None or self.length(joint.join(pieces)) <= self.max_length:
             return pieces
+        pieces = [piece for piece in pieces if self.length(piece) <= self.max_length]
         order = rng.permutation(len(pieces))
-        low, high = 0, len(pieces) - 1  # so many of the order are kept: the most that fit, found by halving
+        low, high = 0, len(pieces)  # so many of the order are kept: the most that fit, found by halving
         while low < high:
             middle = (low + high + 1) // 2
             if self.length(joint.join(pieces[i] for i in sorted(order[:middle]))) <= self.max_length:

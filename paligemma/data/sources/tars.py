@@ -183,12 +183,14 @@ class Tars:
         """For every example what its pictures are told by; None for shards in a store, where a look costs too much."""
         if any(map(is_address, self.shards)):
             return None
-        found: list[Hashable] = []
+        shown, found = self.columns.picture_names(), list[Hashable]()
         for number, shard in enumerate(self.shards):
             opened = kept_index(*self._indexes[number])
             with Path(shard).open("rb") as file:
                 for i in range(len(opened)):
                     members = [one for one in opened.members(i) if _last(one.kind) in PICTURES]
+                    if "image" not in shown:  # which stands for all of them
+                        members = [one for one in members if one.kind in shown]
                     found.append(tuple(_key(file, member) for member in members))
         return found
 

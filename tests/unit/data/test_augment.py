@@ -7,10 +7,10 @@ import pytest
 
 from paligemma.data import world
 from paligemma.data.augment import Augmented, AugmentOptions, augment, augment_example, recolour
-from paligemma.data.builders import BUILDERS, LANGUAGES
+from paligemma.data.builders import BUILDERS, LANGUAGES, builder_of
 from paligemma.data.example import Example
 from paligemma.data.guards import _COLOURS, _SIDES, names_colour, names_side
-from paligemma.data.moves import Window, look, mask_box, move_instance, move_mask
+from paligemma.data.moves import Window, look, mask_box, move_instance, move_mask, move_record
 from paligemma.data.record import Asked, Instance, Mask, Record, Text, Word
 from paligemma.errors import DataError, OptionError
 from paligemma.tasks.grammar import parse_entries
@@ -198,6 +198,30 @@ def test_things_that_are_hardly_left_are_dropped_and_never_all():
         seen = augment(both, rng(seed), options)
         assert seen.size_hw == (20, 40)
         assert len(seen.instances) == len(seen.words) == 1
+
+
+def test_what_a_crop_leaves_of_a_thing_is_neither_listed_nor_denied():
+    """A tenth of a dog in the picture is no dog to be found, and no answer says that there is none."""
+    cat, dog = Instance("cat", (0, 0, 20, 20)), Instance("dog", (18, 0, 38, 20))
+    crowd = Instance("bird", (19, 0, 39, 20), is_crowd=True)
+    labels = ("cat", "dog", "bird", "cow")
+    record = move_record(
+        plain(instances=(cat, dog, crowd)), Window(0, 0, 20, 20), (20, 40), min_visible=0.25, min_visible_words=1.0
+    )
+    assert [item.label for item in record.instances] == ["cat"]
+    assert record.hidden == ("dog", "bird")
+    asked = {name: set() for name in ("presence", "multi_presence", "count", "detect")}
+    for name, pairs in asked.items():
+        fields = {"detect": {"n_absent": 3}, "count": {"p_absent": 0.5}}.get(name, {})
+        for seed in range(40):
+            example = builder_of(name, **fields).build(record, rng(seed), labels)
+            pairs.add((example.prefix, example.suffix))
+        assert not any(word in prefix for prefix, _ in pairs for word in ("dog", "bird")), name
+        assert any("cow" in prefix for prefix, _ in pairs), name
+    gone = move_record(
+        plain(instances=(cat, dog)), Window(0, 0, 18, 20), (20, 40), min_visible=0.25, min_visible_words=1.0
+    )
+    assert gone.hidden == ()
 
 
 def test_half_a_word_is_no_word():

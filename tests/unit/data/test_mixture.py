@@ -49,6 +49,13 @@ def test_orders_of_passes_and_seeds_differ_and_look_shuffled():
         assert abs(np.corrcoef(np.arange(n), order)[0, 1]) < 5 * n**-0.5
 
 
+@given(n=st.integers(1, 3000), seed=st.integers(0, 9), epoch=st.integers(0, 4), shuffled=st.booleans())
+def test_a_row_is_found_again_at_its_place(n, seed, epoch, shuffled):
+    line = Line(n, seed if shuffled else None)
+    for p in {0, n // 3, n - 1}:
+        assert line.place(line.at(epoch * n + p)) == epoch * n + p
+
+
 def test_a_line_goes_on_from_pass_to_pass():
     line = Line(3, None)
     assert [line.at(p) for p in (0, 2, 3, 8)] == [(0, 0), (2, 0), (0, 1), (2, 2)]

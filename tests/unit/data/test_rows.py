@@ -1,5 +1,6 @@
 """From what a user names to examples: prompts as they are, annotations through builders, mixtures from YAML."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -104,15 +105,33 @@ def mixture_file(coco, folder, **fields):
     ("reweight", "shares"),
     [
         ((), (6 / 12, 6 / 12)),
-        ((("count", 2.0),), (12 / 18, 6 / 18)),
+        ((("count", 3.0),), (12 / 18, 6 / 18)),  # half of what the source asks
+        ((("count", 3.0), ("detect", 3.0)), (18 / 24, 6 / 24)),
         ((("words", 3.0), ("segment", 9.0)), (6 / 24, 18 / 24)),
-        ((("things", 0.5), ("detect", 2.0)), (6 / 12, 6 / 12)),
+        ((("things", 0.5), ("detect", 2.0)), (3 / 9, 6 / 9)),
     ],
 )
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("weight", [{}, {"weight": 5}])
-def test_one_mixture_serves_several_stages(reweight, shares, weight, coco, tmp_path):
-    found = open_rows(mixture_file(coco, tmp_path, **weight), reweight=reweight)["train"]
-    assert found.shares == pytest.approx(shares)
+def test_one_mixture_serves_several_stages(reweight, shares, weight, temperature, coco, tmp_path):
+    """A factor is one of shares, whatever evens the weights out."""
+    file = mixture_file(coco, tmp_path, **weight)
+    file.write_text(file.read_text() + f"temperature: {temperature}\n")
+    assert open_rows(file, reweight=reweight)["train"].shares == pytest.approx(shares)
+
+
+def test_a_task_for_all_sources_is_reweighted_too(coco, tmp_path):
+    tree = {"sources": {"a": {"data": str(coco)}, "b": {"data": str(coco), "task": "presence"}}}
+    (tmp_path / "mixture.yaml").write_text(yaml.safe_dump(tree))
+    found = open_rows(tmp_path / "mixture.yaml", task="detect", reweight=(("detect", 3.0),))["train"]
+    assert found.shares == (0.75, 0.25)
+
+
+def test_two_sources_of_one_name_are_refused(tmp_path):
+    write_rows(tmp_path / "rows", 3)
+    (tmp_path / "mixture.yaml").write_text("sources:\n  a: {data: rows}\n  a: {data: rows, weight: 2}\n")
+    with pytest.raises(DataError, match="'a' stands there twice"):
+        open_rows(tmp_path / "mixture.yaml")
 
 
 @pytest.mark.parametrize(
@@ -156,3 +175,15 @@ def test_long_readings_drop_words_anywhere_instead_of_their_end(tmp_path):
     assert any("w29" in text for text in found)  # the end is as likely as the beginning
     assert any("w0" in text for text in found)
     assert len(open_rows(tmp_path, task="ocr")["train"][0].suffix.split()) == 30
+
+
+def test_held_out_rows_without_anything_can_be_scored_by_every_builder(tmp_path):
+    """Whether a row is held out is decided before it is asked, and must not hang on what is drawn."""
+    empty = [dataclasses.replace(record, instances=()) for record in (WorldRecords(60)[i] for i in range(60))]
+    write_coco(empty, tmp_path, split="valid", labels=WorldRecords(1).labels)
+    write_split(WorldRecords(3), tmp_path, to="coco", split="train")
+    for task in ("count", "presence", "multi_presence", "detect,count"):
+        rows = open_rows(tmp_path, task=task)["valid"]
+        asked = [rows[i] for i in range(len(rows))]
+        assert len(asked) == 60
+        assert {example.suffix for example in asked} <= {"0", "no", "none"}

@@ -39,6 +39,8 @@ def test_stages_see_what_the_reports_say():
         "mix": (448, None, 513),
     }  # fmt: skip
     assert of("mix").epochs == 10
+    assert of("mix", resolution=224).loader.max_text == 257
+    assert of("mix", resolution=224, text_length=300).loader.max_text == 301
 
 
 def test_stage_two_draws_what_needs_pixels_more_often(tmp_path):
