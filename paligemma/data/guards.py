@@ -6,26 +6,27 @@ Turkish for left. The tables cover the 35 languages of pre-training, in the form
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable
 
 # A star stands for any ending.
 _SIDES: dict[str, str] = {
     "en": "left leftmost leftward* lefthand* leftside right rightmost rightward* righthand* rightside clockwise "
     "counterclockwise anticlockwise starboard mirrored east eastern west western",
-    "ar": "يسار* اليسار* يمين* اليمين* أيسر الأيسر أيمن الأيمن يسرى اليسرى يمنى اليمنى",
+    "ar": "*يسار* *يمين* *أيسر *أيمن *يسرى *يمنى",
     "bn": "বাম* বাঁ* ডান*",
     "cs": "lev* vlev* zlev* dolev* nalev* prav* vprav* zprav* doprav* naprav*",
     "da": "venstre* højre*",
     "de": "links* linke linken linker linkerhand linkes linkem rechts* rechte rechten rechter rechterhand rechtes "
     "rechtem westlich* östlich*",
-    "el": "αριστερ* δεξι*",
+    "el": "αριστερ* δεξι* δεξί*",
     "es": "izquierd* derech*",
     "fa": "چپ* راست*",
     "fi": "vasen* vasem* oikea* oikei* oikeu* myötäpäivään vastapäivään",
     "fil": "kaliwa* kanan*",
     "fr": "gauche* droit droite droites droits",
     "he": "*שמאל* *ימין* *ימני*",
-    "hi": "बाएँ* बाएं* बायाँ* बायां* बायीं* बाईं* दाएँ* दाएं* दायाँ* दायां* दायीं* दाईं*",
+    "hi": "बाएँ* बाएं* बायाँ* बायां* बायीं* बाईं* बायें* बाई बाए दाएँ* दाएं* दायाँ* दायां* दायीं* दाईं* दायें* दाई दाए दाहिन*",
     "hr": "lijev* slijev* ulijev* nalijev* desn* zdesn* udesn* nadesn*",
     "hu": "bal balra balról balján balold* jobb jobbra jobbról jobbján jobbold*",
     "id": "kiri kirinya kanan kanannya",
@@ -33,14 +34,14 @@ _SIDES: dict[str, str] = {
     "mi": "mauī katau matau",
     "nl": "links* linker* rechts* rechter*",
     "no": "venstre* høyre* høgre*",
-    "pl": "lewo lewa lewą lewe lewej lewego lewy lewym prawo prawa prawą prawe prawej prawego prawy prawym",
+    "pl": "lewo lewa lewą lewe lewej lewego lewy lewym lewych lewymi prawo prawa prawą prawe prawej prawego prawy prawym prawych prawymi",
     "pt": "esquerd* direit*",
     "ro": "stâng* stîng* stang* drept* dreapt*",
     "ru": "лев* слев* налев* влев* прав* справ* направ* вправ*",
     "sv": "vänster* höger* högra",
     "sw": "kushoto kulia",
     "te": "ఎడమ* కుడి*",
-    "tr": "sol sola solda soldan soldaki solunda solundaki sağ sağa sağda sağdan sağdaki sağında sağındaki",
+    "tr": "sol sola solda soldan soldaki* soluna solunda* solundan sağ sağa sağda sağdan sağdaki* sağına sağında* sağından",
     "uk": "лів* зліва ліворуч наліво вліво прав* справа праворуч направо вправо",
     "vi": "trái phải",
 }
@@ -89,12 +90,17 @@ _COLOURS_ANYWHERE = (
 )  # fmt: skip
 
 
+def _composed(text: str) -> str:
+    """With every accent in its letter: the same word may be written in several ways."""
+    return unicodedata.normalize("NFC", text)
+
+
 def _pattern(words: dict[str, str], anywhere: str) -> re.Pattern[str]:
     # Letters and their marks: \b would end a Hindi word at its vowel sign.
     end = r"(?![\w\u0900-\u0D7F])"
     starting: list[str] = []
-    inside = list(map(re.escape, anywhere.split()))
-    for word in sorted({word for line in words.values() for word in line.split()}):
+    inside = list(map(re.escape, _composed(anywhere).split()))
+    for word in sorted({word for line in words.values() for word in _composed(line).split()}):
         stem = re.escape(word.strip("*")) + ("" if word.endswith("*") else end)
         (inside if word.startswith("*") else starting).append(stem)
     # One look at what stands before for all words together: most places of a text are ruled out at once.
@@ -106,9 +112,9 @@ _SIDE, _COLOUR = _pattern(_SIDES, _SIDES_ANYWHERE), _pattern(_COLOURS, _COLOURS_
 
 def names_side(texts: Iterable[str]) -> bool:
     """Whether a text says left or right in any language, so that it would be wrong of the mirrored picture."""
-    return any(_SIDE.search(text) for text in texts)
+    return any(_SIDE.search(_composed(text)) for text in texts)
 
 
 def names_colour(texts: Iterable[str]) -> bool:
     """Whether a text names a colour in any language, so that it would be wrong where hues are turned."""
-    return any(_COLOUR.search(text) for text in texts)
+    return any(_COLOUR.search(_composed(text)) for text in texts)

@@ -1,6 +1,7 @@
 """Augmentation for transfers: what is changed, what goes along, and what is left alone."""
 
 import dataclasses
+import unicodedata
 
 import numpy as np
 import pytest
@@ -108,7 +109,8 @@ def test_both_tables_know_all_languages_but_those_written_without_spaces():
         "слева от дома", "правая рука", "左边的猫", "右側の犬", "왼쪽 고양이", "오른쪽에", "ทางซ้าย", "على اليمين",
         "बाईं ओर", "বাম দিকে", "vlevo nahoře", "po prawej", "solda bir kedi", "bên trái", "vasemmalla", "til venstre",
         "åt höger", "balra", "kushoto", "kiri", "sa kaliwa", "lijevo", "în stânga", "αριστερά", "בצד שמאל", "سمت چپ",
-        "ఎడమ వైపు", "праворуч", "te taha mauī",
+        "ఎడమ వైపు", "праворуч", "te taha mauī", "لليسار قليلا", "إلى اليمين", "للأيمن", "στο δεξί χέρι", "दाहिने हाथ में",
+        "बायें ओर", "soluna bak", "sağındaki kedi", "soldakiler", unicodedata.normalize("NFD", "bên phải"),
     ],
 )  # fmt: skip
 def test_sides_are_found_in_every_language(text: str):
