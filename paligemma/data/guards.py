@@ -34,14 +34,16 @@ _SIDES: dict[str, str] = {
     "mi": "mauī katau matau",
     "nl": "links* linker* rechts* rechter*",
     "no": "venstre* høyre* høgre*",
-    "pl": "lewo lewa lewą lewe lewej lewego lewy lewym lewych lewymi prawo prawa prawą prawe prawej prawego prawy prawym prawych prawymi",
+    "pl": "lewo lewa lewą lewe lewej lewego lewy lewym lewych lewymi "
+    "prawo prawa prawą prawe prawej prawego prawy prawym prawych prawymi",
     "pt": "esquerd* direit*",
     "ro": "stâng* stîng* stang* drept* dreapt*",
     "ru": "лев* слев* налев* влев* прав* справ* направ* вправ*",
     "sv": "vänster* höger* högra",
     "sw": "kushoto kulia",
     "te": "ఎడమ* కుడి*",
-    "tr": "sol sola solda soldan soldaki* soluna solunda* solundan sağ sağa sağda sağdan sağdaki* sağına sağında* sağından",
+    "tr": "sol sola solda soldan soldaki* soluna solunda* solundan "
+    "sağ sağa sağda sağdan sağdaki* sağına sağında* sağından",
     "uk": "лів* зліва ліворуч наліво вліво прав* справа праворуч направо вправо",
     "vi": "trái phải",
 }
