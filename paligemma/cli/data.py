@@ -61,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes", help="number of the recipe"
     )
     convert.add_argument("out", metavar="OUT", help="folder to write")
-    convert.add_argument("--model", default="tiny", metavar="M", help="whose mask codes, for segment (default: tiny)")
+    convert.add_argument(
+        "--model", metavar="M", help="whose mask codes are written or read; without one masks are left out"
+    )
     convert.add_argument("--skip-broken", action="store_true", help="leave out rows that cannot be read")
     convert.add_argument("--overwrite", action="store_true", help="replace a split that is there")
     generate.add_argument("out", metavar="OUT", help="folder to write")
@@ -252,8 +254,13 @@ def _convert(args: argparse.Namespace) -> int:
     from paligemma.data.convert import WRITERS, all_labels, holds_records, write_split
 
     _require_format(args.to, WRITERS)
-    masks = _masks(args.model)
-    splits = _splits(args, as_they_are=True)
+    masks = None if args.model is None else _masks(args.model)
+    if masks is None and {"segment", "referring"} & set((args.task or "").replace(" ", "").split(",")):
+        raise OptionError(
+            f"--task {args.task} writes mask codes, which say something to one model alone: expected --model with the "
+            "one that will read them."
+        )
+    splits = _splits(args, as_they_are=True, **({} if masks is None else {"mask_encoder": masks.encode_array}))
     keeps_records = WRITERS[args.to].holds == "records"
     build = None if keeps_records or args.task is None else _builder(args, masks)
     read = _reader(masks)
@@ -269,6 +276,8 @@ def _convert(args: argparse.Namespace) -> int:
         n_problems += len(report.problems)
         written[split] = {"rows": report.n_rows, **{f"{what} left out": n for what, n in report.left_out.items()}}
     _tell(args, written)
+    if args.model is None and any("masks left out" in counts for counts in written.values()):
+        note("masks were left out: --model says whose codes they are")
     return 2 if n_problems else 0
 
 

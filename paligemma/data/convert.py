@@ -9,17 +9,19 @@ cannot carry is counted, never dropped in silence. A format is one line in `WRIT
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 
-from paligemma.data.builders import Builder, Built, read_example
+from paligemma.data.builders import Builder, Built, OneOf, Turn, read_example
 from paligemma.data.example import Example
+from paligemma.data.mixture import Mixture, Once
 from paligemma.data.record import Record
 from paligemma.data.sources.coco_write import write_coco
 from paligemma.data.sources.folder import picture_size
@@ -28,6 +30,7 @@ from paligemma.data.sources.open import READERS, open_data, sniff
 from paligemma.data.sources.packed import write_parquet_split, write_tar_split
 from paligemma.data.sources.voc_write import write_voc
 from paligemma.data.sources.yolo import write_yolo
+from paligemma.data.subset import problems_of
 from paligemma.errors import DataError, ImageError, OptionError, nearest
 
 __all__ = [
@@ -109,7 +112,8 @@ def convert(
         to: one of `WRITERS`.
         format: of the data; "auto" looks at it.
         build: makes the prompt and answer of a record, for formats of examples: a builder, or a function of record,
-            random numbers and labels; None of a record means that it does not apply, which is counted.
+            random numbers and labels; None of a record means that it does not apply, which is counted. Captions,
+            regions and questions of a record become a row each, and so does what each of several builders says.
         read: what an example says about its picture of that height and width; None of a prompt that says nothing.
             Default: as the builders read it, masks left out. Rows of one picture become one record.
         overwrite: replace splits that are there already.
@@ -163,9 +167,10 @@ def write_split(
     Raises:
         OptionError, DataError: as `convert`.
     """
+    source = source.once() if isinstance(source, Mixture) else source
     writer, is_records = _writer(to), holds_records(source)
     report = _Report(skip_broken)
-    report.problems += getattr(source, "problems", ())
+    report.problems += problems_of(source.mixture if isinstance(source, Once) else source)
     labels = (source.labels if is_records else ()) if labels is None else labels
     rows: Iterable[Any] = report.rows(source) if is_records or writer.holds == "examples" else ()
     options: dict[str, Any] = {"split": split, "overwrite": overwrite, "left_out": report.left_out}
@@ -198,7 +203,8 @@ def all_labels(sources: Mapping[str, Any], read: Read | None = None) -> tuple[st
     """Labels of all splits, so that a class has the same number in each; sources of examples are read for them."""
     found: dict[str, None] = {}
     for source in sources.values():
-        labels = source.labels if holds_records(source) else _labels_of(source, read or read_example)
+        rows: Any = source.once() if isinstance(source, Mixture) else source
+        labels = rows.labels if holds_records(rows) else _labels_of(rows, read or read_example)
         found |= dict.fromkeys(labels)
     return tuple(found)
 
@@ -214,9 +220,19 @@ class _Report:
 
     def rows(self, source: Any) -> Iterator[Any]:
         for index in range(len(source)):
-            row = self.tried(partial(source.__getitem__, index))
+            row = self.row(source, index)
             if row is not None:
                 yield row
+
+    def row(self, source: Any, index: int) -> Any:
+        """A row; None where it cannot be read and that is allowed, or where a builder has nothing to ask of it."""
+        inner, number = source.at(index) if isinstance(source, Once) else (source, index)
+        if isinstance(inner, Built):  # in training the next record would take its place
+            applies = self.tried(partial(inner.applies, number))
+            self.left_out[_UNASKED] += applies is False
+            if not applies:
+                return None
+        return self.tried(partial(inner.__getitem__, number))
 
     def tried(self, read: Callable[[], Any]) -> Any:
         """What `read` gives; None where it fails and that is allowed."""
@@ -234,6 +250,9 @@ class _Report:
             yield row
 
 
+_UNASKED = "records without what the prompt needs"
+
+
 def _built(
     records: Iterable[Record],
     build: Builder | Build | None,
@@ -241,15 +260,53 @@ def _built(
     seeds: np.random.SeedSequence,
     report: _Report,
 ) -> Iterator[Example]:
-    made = cast(Build, getattr(build, "build", build))
+    """Examples of records: one for each of several builders, and for each text, region or question of a record."""
+    builders: Sequence[Any] = build.builders if isinstance(build, OneOf) else (build,)
     for record in records:
         rng = np.random.default_rng(seeds.spawn(1)[0])
         n_before = len(report.problems)
-        example = report.tried(partial(made, record, rng, labels))
-        if example is not None:
-            yield example
-        elif len(report.problems) == n_before:
-            report.left_out["records without what the prompt needs"] += 1
+        made: list[Example] = []
+        for builder in builders:
+            for turn in range(max(1, getattr(builder, "turns", lambda _: 1)(record))):
+                example = report.tried(partial(_made, builder, record, rng, labels, turn))
+                if example is not None:
+                    made.append(example)
+        yield from made
+        if len(report.problems) == n_before:
+            report.left_out[_UNASKED] += not made
+            if made:
+                report.left_out.update(_lost(record, made, builders))
+
+
+def _made(builder: Any, record: Record, rng: np.random.Generator, labels: Sequence[str], turn: int) -> Example | None:
+    example: Example | None = (
+        builder.build(record, rng, labels, turn=Turn(epoch=turn))
+        if hasattr(builder, "build")
+        else builder(record, rng, labels)
+    )
+    return example
+
+
+def _lost(record: Record, examples: Sequence[Example], builders: Sequence[Any]) -> Counter[str]:
+    """What a record holds more than its examples say, by reading them again; of unknown builders nothing is known."""
+    found = Record(record.images)
+    n_masks: Counter[str] = Counter()
+    for example in examples:
+        reader = next((one for one in builders if hasattr(one, "read") and one.reads(example.prefix)), None)
+        if reader is None:
+            return Counter()
+        found = _joined(found, reader.read(example, record.size_hw or (1024, 1024)))
+        n_masks |= Counter(masks=len(_CODES.findall(example.suffix)))
+    single = [item for item in record.instances if not item.is_crowd]
+    held = Counter(masks=sum(item.mask is not None for item in single))
+    held["boxes"], held["crowd regions"] = len(single), len(record.instances) - len(single)
+    said = Counter(boxes=len(found.instances)) + n_masks
+    for what in ("texts", "words", "questions"):
+        held[what], said[what] = len(getattr(record, what)), len(getattr(found, what))
+    return held - said
+
+
+_CODES = re.compile(r"(?:<seg[0-9]{3}>){16}")
 
 
 def read_records(source: Any, read: Read | None = None, report: _Report | None = None) -> Iterator[Record]:
@@ -262,7 +319,7 @@ def read_records(source: Any, read: Read | None = None, report: _Report | None =
     read = read or read_example
     groups: dict[Any, list[int]] = {}
     for index in range(len(source)):
-        example = report.tried(partial(source.__getitem__, index))
+        example = report.row(source, index)
         if example is not None:
             groups.setdefault(tuple(_key(image) for image in example.images) or ("row", index), []).append(index)
     for indices in groups.values():

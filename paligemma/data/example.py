@@ -15,7 +15,7 @@ class Example:
         suffix: the answer to learn; "" is eos alone.
         weight: factor of the example's loss.
         where: how messages call it: "train.jsonl line 17".
-        meta: what else the row holds.
+        meta: what else the row holds; "references" are all right answers, where there are several.
         unlearned: (first, one past the last) characters of the suffix whose tokens count in no loss, such as the
             places of noise boxes.
     """
@@ -27,3 +27,11 @@ class Example:
     where: str = "the example"
     meta: Mapping[str, Any] = field(default_factory=dict)
     unlearned: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Every answer that would be right: the column `references`, a list of texts, or the suffix alone."""
+        said = self.meta.get("references")
+        if isinstance(said, list | tuple) and said and all(isinstance(one, str) for one in said):
+            return tuple(one.strip() for one in said)
+        return (self.suffix.strip(),)

@@ -16,9 +16,10 @@ What happens when a source has been seen once is a rule:
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -153,11 +154,9 @@ class Mixture:
         )
         return f"{parts}; {self.exhaustion}; seed {self.seed}; {'shuffled' if self.shuffle else 'in order'}"
 
-    def rows(self) -> Iterator[tuple[Any, int]]:
-        """Every (source, row) that is used, once, whatever the weights; sources one after another."""
-        for name, n, chosen in zip(self.names, self.sizes, self._chosen, strict=True):
-            for i in range(n):
-                yield self.parts[name].source, i if chosen is None else chosen.at(i).row
+    def once(self) -> "Once":
+        """Every row that is used, once, whatever the weights."""
+        return Once(self)
 
     def __getitem__(self, position: int) -> Example:
         place = self.at(position)
@@ -182,6 +181,35 @@ class Mixture:
         """Cards of a part in one lap."""
         last = self._phases[-1]
         return last.before[part] + (last.decks or 0) * last.quota[part]
+
+
+class Once:
+    """The rows that a mixture uses, each once; sources one after another."""
+
+    def __init__(self, mixture: Mixture) -> None:
+        self.mixture = mixture
+        self._ends = list(accumulate(mixture.sizes))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def at(self, index: int) -> tuple[Any, int]:
+        """The source of a row, and its number there."""
+        part = bisect_right(self._ends, range(len(self))[index])
+        row = index - (self._ends[part - 1] if part else 0)
+        chosen = self.mixture._chosen[part]
+        return self.mixture.parts[self.mixture.names[part]].source, row if chosen is None else chosen.at(row).row
+
+    def where(self, index: int) -> str:
+        """How messages call a row."""
+        source, row = self.at(index)
+        told: str = source.where(row)
+        return told
+
+    def __getitem__(self, index: int) -> Example:
+        source, row = self.at(index)
+        example: Example = source[row]
+        return example
 
 
 def fetch(source: Any, draw: Draw) -> Example:

@@ -1,7 +1,7 @@
 """`paligemma eval FOLDER`: a model on rows of pictures, prompts and true answers, each scored as its prompt asks.
 
 caption …            CIDEr-D, ROUGE-L, BLEU-4; rows of one picture and prompt are references of one caption
-answer … question …  exact match, word accuracy
+answer … question …  exact match, word accuracy; against the nearest of a row's references, where it has several
 detect …             AP, AP50
 segment …            AP50 of the boxes, mask IoU
 ocr                  word accuracy, exact match
@@ -215,11 +215,12 @@ class _Group:
         if self.kind == "caption":
             key = (tuple(_named(image) for image in example.images), example.prefix)
             if key in self._captions:
-                self.true[self._captions[key]].append(example.suffix)
+                known = self.true[self._captions[key]]
+                known += [text for text in example.references if len(example.references) == 1 or text not in known]
                 return
             self._captions[key] = len(self.said)
             self.said.append(answer.text)
-            self.true.append([example.suffix])
+            self.true.append(list(example.references))
         elif self.kind in ("detect", "segment"):
             decoder = None if model.mask_vae is None else model.mask_vae.decode_array
             size_hw = handle.sizes_hw[0] if handle is not None else (1, 1)
@@ -228,8 +229,9 @@ class _Group:
             self.said.append(task.parse(answer.text, size_hw=size_hw, token_logprobs=pieces, mask_decoder=decoder))
             self.true.append(task.parse(example.suffix, size_hw=size_hw, mask_decoder=decoder))
         else:
-            self.said.append(answer.text.strip())
-            self.true.append(example.suffix.strip())
+            said = answer.text.strip()
+            self.said.append(said)
+            self.true.append(min(example.references, key=lambda text: (plain(text) != plain(said), edits(text, said))))
 
     def scores(self) -> dict[str, float]:
         return _SCORES.get(self.kind, _raw_scores)(self.said, self.true)

@@ -62,12 +62,26 @@ def test_annotations_come_back_through_every_other_format(between, coco, tmp_pat
 
 @pytest.mark.parametrize("packed", ["jsonl", "parquet", "wds"])
 def test_prompts_come_back_through_files_tables_and_tars(packed, coco, tmp_path):
-    words = ["data", "convert", str(coco), str(tmp_path / "rows"), "--to", packed, "--task", "segment"]
+    words = [
+        "data",
+        "convert",
+        str(coco),
+        str(tmp_path / "rows"),
+        "--to",
+        packed,
+        "--task",
+        "segment",
+        "--model",
+        "tiny",
+    ]
     assert main([*words, "--task-field", "order=raster"]) == 0
     found = open_rows(tmp_path / "rows")["train"]
     assert len(found) == 5
     assert all(found[i].prefix.startswith("segment ") and "<seg" in found[i].suffix for i in range(5))
-    assert main(["data", "convert", str(tmp_path / "rows"), str(tmp_path / "back"), "--to", "coco"]) == 0
+    assert (
+        main(["data", "convert", str(tmp_path / "rows"), str(tmp_path / "back"), "--to", "coco", "--model", "tiny"])
+        == 0
+    )
     back, there = boxes(tmp_path / "back"), boxes(coco)
     for ours, theirs in zip(back, there, strict=True):
         assert [label for label, _ in ours] == [label for label, _ in theirs]
@@ -75,6 +89,29 @@ def test_prompts_come_back_through_files_tables_and_tars(packed, coco, tmp_path)
             assert all(abs(x - y) <= 1 for x, y in zip(a, b, strict=True))
     records = open_data(tmp_path / "back")["train"]
     assert all(item.mask is not None for item in records[0].instances)  # read back with the codes of `tiny`
+
+
+def test_masks_are_read_with_the_codes_of_the_model_that_is_named(coco, tmp_path, capsys):
+    words = [
+        "data",
+        "convert",
+        str(coco),
+        str(tmp_path / "rows"),
+        "--to",
+        "jsonl",
+        "--task",
+        "segment",
+        "--model",
+        "tiny",
+    ]
+    assert main(words) == 0
+    capsys.readouterr()
+    assert main(["data", "convert", str(tmp_path / "rows"), str(tmp_path / "back"), "--to", "coco"]) == 0
+    told = capsys.readouterr()
+    assert "masks left out" in told.out
+    assert "--model says whose codes" in told.err
+    records = open_data(tmp_path / "back")["train"]
+    assert all(item.mask is None for i in range(len(records)) for item in records[i].instances)
 
 
 def test_a_page_shows_rows_and_their_passes(coco, tmp_path, capsys):
@@ -121,6 +158,7 @@ def test_a_page_shows_rows_as_a_run_does(coco, tmp_path):
         (["convert", "{coco}", "{out}", "--to", "yollo"], "Did you mean 'yolo'"),
         (["convert", "{coco}", "{out}", "--to", "jsonl"], "--task detect"),
         (["convert", "{coco}", "{coco}", "--to", "coco"], "--overwrite"),
+        (["convert", "{coco}", "{out}", "--to", "jsonl", "--task", "detect, segment"], "expected --model"),
         (["preview", "{coco}", "--task", "detekt"], "Did you mean 'detect'"),
         (["preview", "{coco}", "--task", "detect", "--augment", "flip"], "expected NAME=VALUE"),
         (["preview", "{coco}", "--task", "detect", "--augment", "flop=1"], "Did you mean 'flip'"),

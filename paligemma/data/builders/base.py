@@ -218,7 +218,7 @@ def example_of(
 
 def record_of(example: Example, size_hw: SizeHw, *, meta: dict[str, Any] | None = None, **fields: Any) -> Record:
     """The record that an example came from, as far as it says."""
-    known = {**example.meta, **(meta or {})}
+    known = {**{key: value for key, value in example.meta.items() if key != "references"}, **(meta or {})}
     return Record(example.images, size_hw, id=str(known.get("id", "")), where=example.where, meta=known, **fields)
 
 

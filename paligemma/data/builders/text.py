@@ -34,6 +34,7 @@ from paligemma.data.builders.languages import check_language
 from paligemma.data.example import Example
 from paligemma.data.record import Asked, Record, Text, Word
 from paligemma.errors import DataError, TaskError
+from paligemma.results import BoxXyxyPx
 from paligemma.tasks.base import MaskDecoder, SizeHw, plain_text
 from paligemma.tasks.caption import CaptionTask, GroundedCaptionTask, Style
 from paligemma.tasks.coords import bins_to_box, box_to_tokens
@@ -76,18 +77,26 @@ class CaptionBuilder:
         self, record: Record, rng: np.random.Generator, labels: Sequence[str] = (), *, turn: Turn | None = None
     ) -> Example | None:
         """The example; None without such a text."""
-        texts = [
-            text
-            for text in record.texts
-            if text.style == self.style and text.box_xyxy_px is None and self.lang in (None, text.lang)
-        ]
+        texts = self._texts(record)
         if not texts:
             return None
         text = texts[pick(len(texts), self.choice, rng, turn, key_of(record, self.name))]
         with naming(record.where):
             prefix = CaptionTask().prefix(text.lang, style=self.style)
+            same = [other.text.strip() for other in texts if other.lang == text.lang]
             suffix = plain_text(text.text, "caption")
-        return example_of(record, prefix, suffix.lower() if self.lower else suffix)
+        return _answered(record, prefix, suffix, same, lower=self.lower)
+
+    def turns(self, record: Record) -> int:
+        """How many turns show all of a record's texts."""
+        return len(self._texts(record)) if self.choice == "cycle" else 1
+
+    def _texts(self, record: Record) -> list[Text]:
+        return [
+            text
+            for text in record.texts
+            if text.style == self.style and text.box_xyxy_px is None and self.lang in (None, text.lang)
+        ]
 
     def reads(self, prefix: str) -> bool:
         words = prefix.split(" ")
@@ -98,6 +107,15 @@ class CaptionBuilder:
         check_reads(self, example)
         text = Text(example.suffix.strip(), example.prefix.split(" ")[1], style=self.style)
         return record_of(example, size_hw, texts=(text,))
+
+
+def _answered(record: Record, prefix: str, suffix: str, references: list[str], *, lower: bool, **meta: Any) -> Example:
+    """The example; where several texts would be right, its meta holds them all, for scores: "references"."""
+    if lower:
+        suffix, references = suffix.lower(), [text.lower() for text in references]
+    if len(references) > 1:
+        meta["references"] = references
+    return example_of(record, prefix, suffix, **meta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,10 +148,7 @@ class GroundedCaptionBuilder:
         self, record: Record, rng: np.random.Generator, labels: Sequence[str] = (), *, turn: Turn | None = None
     ) -> Example | None:
         """The example; None without a region."""
-        regions = [(text.text, text.lang, text.box_xyxy_px) for text in record.texts if text.box_xyxy_px is not None]
-        if self.from_instances:
-            regions += [(instance.label, "en", instance.box_xyxy_px) for instance in without_crowds(record)]
-        regions = [region for region in regions if self.lang in (None, region[1])]
+        regions = self._regions(record)
         if not regions:
             return None
         text, lang, box = regions[pick(len(regions), self.choice, rng, turn, key_of(record, self.name))]
@@ -141,6 +156,16 @@ class GroundedCaptionBuilder:
         with naming(record.where):
             prefix = GroundedCaptionTask().prefix(box, size_hw)
             return example_of(record, prefix, plain_text(text, "caption"), text_lang=lang)
+
+    def turns(self, record: Record) -> int:
+        """How many turns show all of a record's regions."""
+        return len(self._regions(record)) if self.choice == "cycle" else 1
+
+    def _regions(self, record: Record) -> list[tuple[str, str, BoxXyxyPx]]:
+        regions = [(text.text, text.lang, text.box_xyxy_px) for text in record.texts if text.box_xyxy_px is not None]
+        if self.from_instances:
+            regions += [(instance.label, "en", instance.box_xyxy_px) for instance in without_crowds(record)]
+        return [region for region in regions if self.lang in (None, region[1])]
 
     def reads(self, prefix: str) -> bool:
         if not prefix.startswith("caption <loc"):
@@ -306,17 +331,21 @@ class AnswerBuilder:
         with naming(record.where):
             prefix, suffix = AnswerTask().prefix(asked.question, named), plain_text(answer, "answer")
         other: dict[str, Any] = {} if named == asked.lang else {"question_lang": asked.lang}
-        return example_of(record, prefix, suffix.lower() if self.lower else suffix, **other)
+        return _answered(record, prefix, suffix, [one.strip() for one in asked.answers], lower=self.lower, **other)
+
+    def turns(self, record: Record) -> int:
+        """How many turns ask all of a record's questions once; the answers of one stand in its references."""
+        return len(_asked(record, self.lang)) if self.question_choice == "cycle" else 1
 
     def reads(self, prefix: str) -> bool:
         return _is_question(prefix, self.name)
 
     def read(self, example: Example, size_hw: SizeHw, *, mask_decoder: MaskDecoder | None = None) -> Record:
-        """The question with this one answer."""
+        """The question with its answer, and with the others that stand in the references."""
         check_reads(self, example)
         _, lang, question = example.prefix.split(" ", 2)
         lang = str(example.meta.get("question_lang", lang))
-        asked = Asked(question.strip(), (example.suffix.strip(),), lang)
+        asked = Asked(question.strip(), example.references, lang)
         return record_of(example, size_hw, questions=(asked,))
 
 
@@ -352,6 +381,10 @@ class QuestionBuilder:
         with naming(record.where):
             return example_of(record, QuestionTask().prefix(answer, asked.lang), plain_text(asked.question, "question"))
 
+    def turns(self, record: Record) -> int:
+        """How many turns show all of a record's questions once."""
+        return len(_asked(record, self.lang)) if self.question_choice == "cycle" else 1
+
     def reads(self, prefix: str) -> bool:
         return _is_question(prefix, self.name)
 
@@ -361,6 +394,10 @@ class QuestionBuilder:
         _, lang, answer = example.prefix.split(" ", 2)
         asked = Asked(example.suffix.strip(), (answer.strip(),), lang)
         return record_of(example, size_hw, questions=(asked,))
+
+
+def _asked(record: Record, lang: str | None) -> list[Asked]:
+    return [asked for asked in record.questions if asked.answers and lang in (None, asked.lang)]
 
 
 def _question(
@@ -373,7 +410,7 @@ def _question(
     name: str,
 ) -> tuple[Asked, str] | None:
     """A question of the record and one of its answers."""
-    questions = [asked for asked in record.questions if asked.answers and lang in (None, asked.lang)]
+    questions = _asked(record, lang)
     if not questions:
         return None
     key = key_of(record, name)

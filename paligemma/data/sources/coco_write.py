@@ -80,7 +80,7 @@ def write_coco(
                     continue
                 name = names.of(record.images[0], record.id)
                 save_picture(record.images[0], part / name, record.where)
-                tables.add(record, name)
+                tables.add(record, name, left_out)
             if not tables.n_images:
                 raise DataError(f"no records for {pictures}: expected at least one picture.")
             at = [part / file.name for file in files] if layout == "roboflow" else files
@@ -100,14 +100,17 @@ class _Tables:
         self._ids = {label: id for id, label in enumerate(dict.fromkeys(labels), 1)}
         self._is_closed = bool(labels)
         self._n: Counter[str] = Counter()
+        self._image_ids: set[int] = set()
+        self._free = 1
 
     @property
     def n_images(self) -> int:
         return self._n["images"]
 
-    def add(self, record: Record, name: str) -> None:
+    def add(self, record: Record, name: str, left_out: Counter[str]) -> None:
         height, width = size_of(record)
-        id = self.n_images + 1
+        id = self._image_id(record.id)
+        left_out.update(f"meta '{key}'" for key, value in record.meta.items() if not is_json(value))
         more = {key: value for key, value in record.meta.items() if is_json(value)}
         self._row("images", {**more, "id": id, "file_name": name, "height": height, "width": width})
         for item in record.instances:
@@ -127,6 +130,17 @@ class _Tables:
         for asked in record.questions:
             row = {"image_id": id, "question": asked.question, "answers": list(asked.answers), "lang": asked.lang}
             self._row("captions", row)
+
+    def _image_id(self, said: str) -> int:
+        """A number that the source gives the picture, as long as it is free: scores and results name pictures by it."""
+        id = int(said) if said.isascii() and said.isdecimal() and len(said) < 16 and str(int(said)) == said else None
+        if id is None or id in self._image_ids:
+            id = self._free
+            while id in self._image_ids:
+                id += 1
+            self._free = id + 1
+        self._image_ids.add(id)
+        return id
 
     def write(self, main: Path, captions: Path, *, join: bool) -> list[Path]:
         """Write the files that hold something.

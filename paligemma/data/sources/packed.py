@@ -1,11 +1,12 @@
 """Parquet, tars and Hugging Face datasets as data sets of a folder: read by split, written by split."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from paligemma.data.example import Example
+from paligemma.data.sources.coco_write import is_json
 from paligemma.data.sources.columns import Columns
 from paligemma.data.sources.folder import refuse_existing
 from paligemma.data.sources.hub import open_hub
@@ -88,7 +89,7 @@ def write_parquet_split(
     """{split}.parquet in a folder."""
     path = Path(folder) / f"{split}.parquet"
     refuse_existing(split, path, overwrite=overwrite)
-    write_parquet(examples, path)
+    write_parquet(_told(examples, left_out), path)
     return path
 
 
@@ -103,10 +104,18 @@ def write_tar_split(
     """{split}-000000.tar and so on in a folder; returns the first."""
     before = sorted(Path(folder).glob(f"{split}-*.tar"))
     refuse_existing(split, *before[:1], overwrite=overwrite)
-    written = write_tars(examples, folder, name=split)
+    written = write_tars(_told(examples, left_out), folder, name=split)
     for stale in set(before) - set(written):  # of a longer split that was replaced
         stale.unlink()
     return written[0]
+
+
+def _told(examples: Iterable[Example], left_out: Counter[str] | None) -> Iterator[Example]:
+    """The examples; what of their meta is written as text, since JSON has nothing like it, is counted."""
+    for example in examples:
+        if left_out is not None:
+            left_out.update(f"meta '{key}' but for its text" for key, it in example.meta.items() if not is_json(it))
+        yield example
 
 
 def is_parquet(path: Path) -> bool:

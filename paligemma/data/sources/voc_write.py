@@ -93,6 +93,7 @@ def write_voc(
                 numbers.save(part, format="PNG")
         for what in ("texts", "words", "questions"):
             left_out[what] += len(getattr(record, what))
+        left_out.update(f"meta '{key}'" for key in record.meta if key != "objects")
         written.append(Path(name))
     if not written:
         raise DataError(f"no records for {file}: expected at least one picture.")

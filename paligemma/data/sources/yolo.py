@@ -286,6 +286,7 @@ def write_yolo(
                 out.writelines(f"{row}\n" for row in rows)
             for what in ("texts", "words", "questions"):
                 left_out[what] += len(getattr(record, what))
+            left_out.update(f"meta '{key}'" for key in record.meta)
             n += 1
         if not n:
             raise DataError(f"no records for {places[0]}: expected at least one picture.")
@@ -310,7 +311,13 @@ def _row(item: Instance, record: Record, ids: dict[str, int], known: set[str], l
     height, width = size_of(record)
     polygons = _polygons(item.mask, record.where) if item.mask is not None else ()
     if polygons:
-        values = [v / (height if i % 2 else width) for i, v in enumerate(join_outlines(polygons))]
+        corners = join_outlines(polygons)
+        around = [edge(corners[axis::2]) for edge in (min, max) for axis in (0, 1)]
+        # When it is read, the box is that of the outline; tools differ by up to a pixel.
+        left_out["boxes unlike their outlines"] += any(
+            abs(a - b) > 1 for a, b in zip(around, item.box_xyxy_px, strict=True)
+        )
+        values = [v / (height if i % 2 else width) for i, v in enumerate(corners)]
     else:
         if item.mask is not None:
             left_out["masks without a pixel"] += 1

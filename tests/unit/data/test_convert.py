@@ -6,10 +6,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from paligemma.data.builders import BUILDERS, Built
+from paligemma.data.builders import BUILDERS, Built, OneOf
 from paligemma.data.convert import READERS, WRITERS, convert, read_records, write_jsonl, write_split
 from paligemma.data.example import Example
 from paligemma.data.record import Asked, Instance, Mask, Record, Text
+from paligemma.data.rows import open_rows
 from paligemma.data.sources.coco_write import write_coco
 from paligemma.data.sources.folder import Names
 from paligemma.data.sources.jsonl import Jsonl, find_splits
@@ -110,6 +111,80 @@ def test_what_a_format_cannot_carry_is_counted(tmp_path):
         "yolo": {"crowd regions": 1, "texts": 1, "questions": 1},
         "voc": {"crowd regions": 1, "texts": 1, "questions": 1},
     }
+
+
+def test_prompts_say_all_of_a_record_or_count_what_they_do_not(tmp_path):
+    """Every caption and question has its row; what a prompt cannot say is counted."""
+    mask = Mask.of(np.ones(SIZE_HW, bool))
+    things = (Instance("x", (0, 0, 64, 48), mask), Instance("y", (0, 0, 9, 9)))
+    crowd = Instance("x", (0, 0, 64, 48), mask, is_crowd=True)
+    texts = tuple(Text(word, lang) for word, lang in (("a", "en"), ("b", "en"), ("c", "de")))
+    asked = (Asked("who?", ("he", "him")), Asked("why?", ("so",)))
+    record = Record((picture(tmp_path / "a.png"),), SIZE_HW, (*things, crowd), texts, (), asked, id="7")
+    write_coco([record], tmp_path / "coco")
+
+    made = convert(tmp_path / "coco", tmp_path / "captions", to="jsonl", build=BUILDERS["caption"])
+    rows = all_of(find_splits(tmp_path / "captions")["train"])
+    assert sorted((row.prefix, row.suffix) for row in rows) == [
+        ("caption de", "c"), ("caption en", "a"), ("caption en", "b"),
+    ]  # fmt: skip
+    assert made.left_out == {"boxes": 2, "masks": 1, "crowd regions": 1, "questions": 2}
+
+    both = OneOf((BUILDERS["detect"], BUILDERS["caption"], BUILDERS["answer"]))
+    made = convert(tmp_path / "coco", tmp_path / "all", to="jsonl", build=both)
+    assert (made.n_rows, made.left_out) == ({"train": 6}, {"masks": 1, "crowd regions": 1})
+    convert(tmp_path / "all", tmp_path / "back", to="coco")
+    (back,) = all_of(open_data(tmp_path / "back")["train"])
+    assert Counter(back.texts) == Counter(texts)
+    assert {one.question: one.answers for one in back.questions} == {"who?": ("he", "him"), "why?": ("so",)}
+    assert {item.label for item in back.instances} == {"x", "y"}
+
+
+def test_a_mixture_is_converted_row_by_row_whatever_its_weights(tmp_path, coco):
+    write_jsonl(
+        [Example((picture(tmp_path / f"{i}.png", seed=i),), "caption en", f"text {i}") for i in range(7)],
+        tmp_path / "rows",
+    )
+    sources = {
+        "rare": {"data": "rows", "weight": 0.001, "limit": 5},
+        "often": {"data": str(coco), "task": "detect", "weight": 9},
+    }
+    (tmp_path / "mixture.yaml").write_text(json.dumps({"sources": sources}))
+    found = open_rows(tmp_path / "mixture.yaml")
+    done = write_split(found["train"], tmp_path / "out", to="jsonl")
+    rows = all_of(find_splits(tmp_path / "out")["train"])
+    captions = [row.suffix for row in rows if row.prefix == "caption en"]
+    assert len(captions) == len(set(captions)) == 5
+    n_empty = sum(not record.instances for record in all_of(open_data(coco)["train"]))
+    assert (len(rows) - 5, done.left_out.get("records without what the prompt needs", 0)) == (4 - n_empty, n_empty)
+    assert len({row.images[0].read_bytes() for row in rows if row.prefix != "caption en"}) == 4 - n_empty
+
+
+def test_coco_keeps_the_numbers_of_pictures_where_they_are_free(tmp_path):
+    ids = ["139", "", "0139", "139", "2", "x"]
+    records = [Record((picture(tmp_path / f"{i}.png", seed=i),), SIZE_HW, id=id) for i, id in enumerate(ids)]
+    write_coco(records, tmp_path / "coco")
+    tree = json.loads((tmp_path / "coco" / "train" / "_annotations.coco.json").read_text())
+    numbers = [image["id"] for image in tree["images"]]
+    assert numbers == [139, 1, 2, 3, 4, 5]
+    assert len(set(numbers)) == len(ids)
+
+
+def test_losses_that_no_rule_of_a_format_names_are_counted_too(tmp_path):
+    unlike = Instance("x", (10, 10, 50, 40), Mask(SIZE_HW, polygons=((20, 20, 40, 20, 30, 39.0),)))
+    record = Record(
+        (picture(tmp_path / "a.png"),), SIZE_HW, (unlike,), meta={"camera": "left", "when": np.datetime64("2024-01-01")}
+    )
+    left_out = {}
+    for write in (write_yolo, write_voc, write_coco):
+        left_out[write] = Counter()
+        write([record], tmp_path / write.__name__, left_out=left_out[write])
+    meta = {"meta 'camera'": 1, "meta 'when'": 1}
+    assert +left_out[write_yolo] == {"boxes unlike their outlines": 1, **meta}
+    assert +left_out[write_voc] == meta
+    assert +left_out[write_coco] == {"meta 'when'": 1}
+    (back,) = all_of(open_data(tmp_path / "write_yolo")["train"])
+    assert back.instances[0].box_xyxy_px == (20, 20, 40, 39)
 
 
 @pytest.mark.parametrize("write", [write_coco, write_yolo, write_voc])
