@@ -12,6 +12,7 @@ import os
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,14 @@ class HubDataset:
         ids = ((i, identity) for i, identity in found if identity is not None)
         return tuple(repeated_ids(ids, lambda index: str(self.columns.id_of(self.row(index))), self.where))
 
-    def picture_keys(self) -> list[Hashable]:
+    def picture_keys(self) -> Iterator[Hashable]:
         """For every row what its pictures are told by; the columns of pictures are read through once."""
-        named = self.columns.picture_names()
-        found: list[Hashable] = [()] * len(self)
+        named, n = self.columns.picture_names(), 0
         for index, row in self._some([name for name in self.dataset.column_names if name in named]):
-            found[index] = tuple(map(picture_key, self.columns.shown(row)))
-        return found
+            yield from repeat((), index - n)  # rows that cannot be read
+            yield tuple(map(picture_key, self.columns.shown(row)))
+            n = index + 1
+        yield from repeat((), len(self) - n)
 
     def _some(self, names: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Some columns of every row."""

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
+from itertools import repeat
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -109,13 +110,14 @@ class Parquet:
         ids = ((i, identity) for i, identity in found if identity is not None)
         return tuple(repeated_ids(ids, lambda index: str(self.columns.id_of(self.row(index))), self.where))
 
-    def picture_keys(self) -> list[Hashable]:
+    def picture_keys(self) -> Iterator[Hashable]:
         """For every row what its pictures are told by; the columns of pictures are read through once."""
-        named = self.columns.picture_names()
-        found: list[Hashable] = [()] * len(self)
+        named, n = self.columns.picture_names(), 0
         for index, row in self._some(lambda there: [name for name in there if name in named]):
-            found[index] = tuple(map(picture_key, self.columns.shown(row)))
-        return found
+            yield from repeat((), index - n)  # rows that cannot be read
+            yield tuple(map(picture_key, self.columns.shown(row)))
+            n = index + 1
+        yield from repeat((), len(self) - n)
 
     def _some(self, chosen: Callable[[Sequence[str]], list[str]]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Some columns of every row, of row groups that can be read; reading a row says what is wrong with others."""

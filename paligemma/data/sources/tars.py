@@ -25,7 +25,7 @@ import tarfile
 import tempfile
 import weakref
 import zlib
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -179,11 +179,12 @@ class Tars:
         meta = {k: v for k, v in example.meta.items() if k != "image" and not isinstance(v, bytes)}
         return dataclasses.replace(example, meta=meta)
 
-    def picture_keys(self) -> list[Hashable] | None:
+    def picture_keys(self) -> Iterator[Hashable] | None:
         """For every example what its pictures are told by; None for shards in a store, where a look costs too much."""
-        if any(map(is_address, self.shards)):
-            return None
-        shown, found = self.columns.picture_names(), list[Hashable]()
+        return None if any(map(is_address, self.shards)) else self._keys()
+
+    def _keys(self) -> Iterator[Hashable]:
+        shown = self.columns.picture_names()
         for number, shard in enumerate(self.shards):
             opened = kept_index(*self._indexes[number])
             with Path(shard).open("rb") as file:
@@ -191,8 +192,7 @@ class Tars:
                     members = [one for one in opened.members(i) if _last(one.kind) in PICTURES]
                     if "image" not in shown:  # which stands for all of them
                         members = [one for one in members if one.kind in shown]
-                    found.append(tuple(_key(file, member) for member in members))
-        return found
+                    yield tuple(_key(file, member) for member in members)
 
     def _place(self, index: int) -> tuple[int, KeptIndex, int]:
         """Shard, its index, example in it."""

@@ -1,5 +1,6 @@
 """Tables and tars say which rows have one id or one picture, by their content, without decoding a picture."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from paligemma.data.example import Example
+from paligemma.data.sources.columns import Columns
 from paligemma.data.sources.hub import HubDataset
 from paligemma.data.sources.identity import ENDS, picture_key, repeated_ids
 from paligemma.data.sources.parquet import Parquet, write_parquet
@@ -72,6 +74,26 @@ def test_rows_of_one_picture_are_held_out_together(open_: Open, tmp_path: Path):
     assert "picture" in told
 
 
+def test_of_several_files_of_an_example_only_its_picture_counts(tmp_path: Path):
+    """One photograph with other masks beside it is one picture, where the columns say which file is the picture."""
+    import tarfile
+
+    photographs = [bytes([i]) * 100 for i in range(N_PICTURES)]
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for n in range(N_PICTURES * EACH):
+            files = {"jpg": photographs[n % N_PICTURES], "png": bytes([n]) * 50, "txt": str(n % N_PICTURES).encode()}
+            for kind, data in files.items():
+                head = tarfile.TarInfo(f"{n:03d}.{kind}")
+                head.size = len(data)
+                tar.addfile(head, io.BytesIO(data))
+    columns = Columns(image="jpg", prefix="=caption en", suffix="txt")
+    learned, held, _ = held_out(Tars(tmp_path / "a.tar", columns=columns), 0.2)
+    asked = [{split[i].suffix for i in range(len(split))} for split in (learned, held)]
+    assert not asked[0] & asked[1]
+    assert len(held) == 2 * EACH
+    assert held_out(Tars(tmp_path / "a.tar"), 0.2)[2] == "every 5th row of train"
+
+
 @pytest.mark.parametrize("open_", [parquet, hub])
 def test_ids_of_tables_that_are_there_twice_are_told(open_: Open, tmp_path: Path):
     assert list(problems_of(open_(rows(), tmp_path))) == []
@@ -98,14 +120,12 @@ def test_columns_that_are_asked_for_are_no_ids(tmp_path: Path):
     import pyarrow
     import pyarrow.parquet
 
-    from paligemma.data.sources.columns import Columns
-
     pyarrow.parquet.write_table(
         pyarrow.table({"id": ["cat", "cat"], "meta": [json.dumps({"id": 1})] * 2}), tmp_path / "a.parquet"
     )
     source = Parquet(tmp_path / "a.parquet", columns=Columns(image=None, prefix="=caption en", suffix="id"))
     assert source.problems == ()
-    assert source.picture_keys() == [(), ()]
+    assert list(source.picture_keys()) == [(), ()]
 
 
 def test_equal_hashes_are_no_equal_ids():
