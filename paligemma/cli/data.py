@@ -276,7 +276,8 @@ def _convert(args: argparse.Namespace) -> int:
         n_problems += len(report.problems)
         written[split] = {"rows": report.n_rows, **{f"{what} left out": n for what, n in report.left_out.items()}}
     _tell(args, written)
-    if args.model is None and any("masks left out" in counts for counts in written.values()):
+    codes = any(written[split].get("masks left out") for split, source in splits.items() if not holds_records(source))
+    if args.model is None and codes:
         note("masks were left out: --model says whose codes they are")
     return 2 if n_problems else 0
 
@@ -303,7 +304,9 @@ def _generate(args: argparse.Namespace) -> int:
             report = write_split(
                 source, args.out, to=args.to, split=split, build=build, overwrite=args.overwrite, seed=args.seed
             )
-            written[split] = {"rows": report.n_rows, **report.left_out}
+            # What prompts do not say of a drawn world is no loss: it can be drawn again.
+            left_out = {} if is_prompts else {f"{what} left out": n for what, n in report.left_out.items()}
+            written[split] = {"rows": report.n_rows, **left_out}
     _tell(args, written)
     return 0
 

@@ -102,17 +102,17 @@ def recipe_of(args: argparse.Namespace) -> "TransferRecipe":
     from paligemma.recipes.transfer import TransferRecipe
     from paligemma.recipes.tree import changed, from_tree
 
-    path = Path(args.recipe)
-    if path.suffix in (".yaml", ".yml"):
-        recipe = from_tree(TransferRecipe(data=args.data or ""), read_yaml(path))
-    else:
-        recipe = named(args.recipe, args.data or "", args.model, args.resolution)
     changes: dict[str, Any] = {name: value for name in SHORT if (value := getattr(args, name)) is not None}
     for pair in args.changes:
         name, equals, value = pair.partition("=")
         if not equals:
             raise OptionError(f"--set {pair}: expected NAME=VALUE, for example --set optim.clip_norm=0.5.")
         changes[name.strip()] = value.strip()
+    path = Path(args.recipe)
+    if path.suffix in (".yaml", ".yml"):
+        recipe = from_tree(TransferRecipe(data=args.data or ""), read_yaml(path))
+    else:
+        recipe = named(args.recipe, args.data or "", args.model, changes.get("resolution"))
     return changed(recipe, changes)
 
 

@@ -9,17 +9,16 @@ cannot carry is counted, never dropped in silence. A format is one line in `WRIT
 """
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from paligemma.data.builders import Builder, Built, OneOf, Turn, read_example
+from paligemma.data.builders import Builder, Built, read_example
 from paligemma.data.example import Example
 from paligemma.data.mixture import Mixture, Once
 from paligemma.data.record import Record
@@ -31,6 +30,7 @@ from paligemma.data.sources.packed import write_parquet_split, write_tar_split
 from paligemma.data.sources.voc_write import write_voc
 from paligemma.data.sources.yolo import write_yolo
 from paligemma.data.subset import problems_of
+from paligemma.data.unfold import Build, Unfolded, joined, lost, numbered
 from paligemma.errors import DataError, ImageError, OptionError, nearest
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
     "sniff", "write_jsonl", "write_split",
 ]  # fmt: skip
 
-Build = Callable[[Record, np.random.Generator, Sequence[str]], Example | None]
 Read = Callable[[Example, tuple[int, int]], Record | None]
 
 
@@ -172,7 +171,7 @@ def write_split(
     report = _Report(skip_broken)
     report.problems += problems_of(source.mixture if isinstance(source, Once) else source)
     labels = (source.labels if is_records else ()) if labels is None else labels
-    rows: Iterable[Any] = report.rows(source) if is_records or writer.holds == "examples" else ()
+    rows: Iterable[Any] = report.rows(source, seed) if is_records or writer.holds == "examples" else ()
     options: dict[str, Any] = {"split": split, "overwrite": overwrite, "left_out": report.left_out}
     if writer.holds == "records":
         rows = rows if is_records else read_records(source, read, report)
@@ -183,7 +182,8 @@ def write_split(
                 f"annotations and a format of prompts, {to}: expected a builder. Say build=BUILDERS['detect'] "
                 "(--task detect)."
             )
-        rows = _built(rows, build, labels, np.random.SeedSequence(seed), report)
+        unfolded = Unfolded(build, labels, seed)
+        rows = (row for record in rows for row in report.unfolded(unfolded, record))
     file = writer.write(report.counted(rows), out, **options)
     return Split(file, report.n_rows, dict(+report.left_out), tuple(report.problems))
 
@@ -218,21 +218,25 @@ class _Report:
         self.n_rows = 0
         self.problems: list[str] = []
 
-    def rows(self, source: Any) -> Iterator[Any]:
+    def rows(self, source: Any, seed: int) -> Iterator[Any]:
+        """The rows of a source; of one behind a builder, all that the builder can ask about them."""
         for index in range(len(source)):
-            row = self.row(source, index)
-            if row is not None:
+            inner, number = source.at(index) if isinstance(source, Once) else (source, index)
+            if isinstance(inner, Built):
+                record = self.tried(partial(inner.records.__getitem__, number))
+                if record is not None:
+                    yield from self.unfolded(Unfolded(inner.builder, inner.labels, seed), record)
+            elif (row := self.tried(partial(inner.__getitem__, number))) is not None:
                 yield row
 
-    def row(self, source: Any, index: int) -> Any:
-        """A row; None where it cannot be read and that is allowed, or where a builder has nothing to ask of it."""
-        inner, number = source.at(index) if isinstance(source, Once) else (source, index)
-        if isinstance(inner, Built):  # in training the next record would take its place
-            applies = self.tried(partial(inner.applies, number))
-            self.left_out[_UNASKED] += applies is False
-            if not applies:
-                return None
-        return self.tried(partial(inner.__getitem__, number))
+    def unfolded(self, unfolded: Unfolded, record: Record) -> Iterator[Example]:
+        """All prompts of a record, and a count of what they do not say."""
+        n_before = len(self.problems)
+        made = [pair for pair in (self.tried(one) for one in unfolded.tries(record)) if pair is not None]
+        yield from numbered([example for example, _ in made])
+        if len(self.problems) == n_before:
+            self.left_out["records without what the prompt needs"] += not made
+            self.left_out.update(lost(record, made) if made else ())
 
     def tried(self, read: Callable[[], Any]) -> Any:
         """What `read` gives; None where it fails and that is allowed."""
@@ -250,65 +254,6 @@ class _Report:
             yield row
 
 
-_UNASKED = "records without what the prompt needs"
-
-
-def _built(
-    records: Iterable[Record],
-    build: Builder | Build | None,
-    labels: Sequence[str],
-    seeds: np.random.SeedSequence,
-    report: _Report,
-) -> Iterator[Example]:
-    """Examples of records: one for each of several builders, and for each text, region or question of a record."""
-    builders: Sequence[Any] = build.builders if isinstance(build, OneOf) else (build,)
-    for record in records:
-        rng = np.random.default_rng(seeds.spawn(1)[0])
-        n_before = len(report.problems)
-        made: list[Example] = []
-        for builder in builders:
-            for turn in range(max(1, getattr(builder, "turns", lambda _: 1)(record))):
-                example = report.tried(partial(_made, builder, record, rng, labels, turn))
-                if example is not None:
-                    made.append(example)
-        yield from made
-        if len(report.problems) == n_before:
-            report.left_out[_UNASKED] += not made
-            if made:
-                report.left_out.update(_lost(record, made, builders))
-
-
-def _made(builder: Any, record: Record, rng: np.random.Generator, labels: Sequence[str], turn: int) -> Example | None:
-    example: Example | None = (
-        builder.build(record, rng, labels, turn=Turn(epoch=turn))
-        if hasattr(builder, "build")
-        else builder(record, rng, labels)
-    )
-    return example
-
-
-def _lost(record: Record, examples: Sequence[Example], builders: Sequence[Any]) -> Counter[str]:
-    """What a record holds more than its examples say, by reading them again; of unknown builders nothing is known."""
-    found = Record(record.images)
-    n_masks: Counter[str] = Counter()
-    for example in examples:
-        reader = next((one for one in builders if hasattr(one, "read") and one.reads(example.prefix)), None)
-        if reader is None:
-            return Counter()
-        found = _joined(found, reader.read(example, record.size_hw or (1024, 1024)))
-        n_masks |= Counter(masks=len(_CODES.findall(example.suffix)))
-    single = [item for item in record.instances if not item.is_crowd]
-    held = Counter(masks=sum(item.mask is not None for item in single))
-    held["boxes"], held["crowd regions"] = len(single), len(record.instances) - len(single)
-    said = Counter(boxes=len(found.instances)) + n_masks
-    for what in ("texts", "words", "questions"):
-        held[what], said[what] = len(getattr(record, what)), len(getattr(found, what))
-    return held - said
-
-
-_CODES = re.compile(r"(?:<seg[0-9]{3}>){16}")
-
-
 def read_records(source: Any, read: Read | None = None, report: _Report | None = None) -> Iterator[Record]:
     """Records of a source of examples: rows of the same picture become one, in the order of the first.
 
@@ -319,7 +264,13 @@ def read_records(source: Any, read: Read | None = None, report: _Report | None =
     read = read or read_example
     groups: dict[Any, list[int]] = {}
     for index in range(len(source)):
-        example = report.row(source, index)
+        inner, number = source.at(index) if isinstance(source, Once) else (source, index)
+        if isinstance(inner, Built):  # the record is there: nothing goes through prompts
+            record = report.tried(partial(inner.records.__getitem__, number))
+            if record is not None:
+                yield record
+            continue
+        example = report.tried(partial(inner.__getitem__, number))
         if example is not None:
             groups.setdefault(tuple(_key(image) for image in example.images) or ("row", index), []).append(index)
     for indices in groups.values():
@@ -336,7 +287,7 @@ def read_records(source: Any, read: Read | None = None, report: _Report | None =
             record = _read(example, size, read, report)
             report.left_out["weights"] += example.weight != 1
             if record is not None:
-                found = record if found is None else _joined(found, record)
+                found = record if found is None else joined(found, record)
         if found is None and size is not None:  # the picture stays, as one that nothing is known about
             found = Record(source[indices[0]].images, size, where=source.where(indices[0]))
         if found is not None:
@@ -360,41 +311,16 @@ def _read(example: Example, size_hw: tuple[int, int], read: Read, report: _Repor
     return record
 
 
-def _joined(a: Record, b: Record) -> Record:
-    """Both in one: what both say stands once, with its mask where one has it; what one says twice stays twice."""
-    masks = {(item.label, item.box_xyxy_px): item.mask for item in b.instances if item.mask is not None}
-    instances = [
-        item if item.mask is not None else replace(item, mask=masks.get((item.label, item.box_xyxy_px)))
-        for item in a.instances
-    ]
-    return replace(
-        a,
-        instances=_union(instances, b.instances, lambda item: (item.label, item.box_xyxy_px)),
-        texts=_union(a.texts, b.texts),
-        words=_union(a.words, b.words),
-        questions=_union(a.questions, b.questions),
-        meta={**b.meta, **a.meta},
-    )
-
-
-def _union(a: Sequence[Any], b: Sequence[Any], key: Callable[[Any], Any] = lambda item: item) -> tuple[Any, ...]:
-    """All of a, and what b has more of."""
-    there = Counter(map(key, a))
-    more = []
-    for item in b:
-        if there[key(item)] > 0:
-            there[key(item)] -= 1
-        else:
-            more.append(item)
-    return (*a, *more)
-
-
 def _labels_of(source: Any, read: Read) -> list[str]:
     """All labels of a source of examples, in the order they are met; rows that cannot be read add none."""
     found: dict[str, None] = {}
     for index in range(len(source)):
+        inner, number = source.at(index) if isinstance(source, Once) else (source, index)
+        if isinstance(inner, Built):
+            found |= dict.fromkeys(inner.labels)
+            continue
         try:
-            record = read(source[index], (1024, 1024))  # labels do not depend on the size
+            record = read(inner[number], (1024, 1024))  # labels do not depend on the size
         except (DataError, ImageError):
             continue
         found |= dict.fromkeys(item.label for item in record.instances) if record is not None else {}

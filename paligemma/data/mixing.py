@@ -10,7 +10,6 @@ Every source is opened as `open_data` does it, and takes its options (format, im
 `task_fields` name the builder of annotations. Paths are relative to the file.
 """
 
-import dataclasses
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -76,12 +75,7 @@ def read_mixture(
         splits = open_source(data=_place(path.parent, options.pop("data"), options), **options)
         if "train" not in splits:
             raise DataError(f"{path}: source '{name}' has no train split: expected one beside {', '.join(splits)}.")
-        part = Part(source=splits.pop("train"), **own)
-        if factor != 1:
-            weight = min(len(part.source), part.limit or len(part.source)) if part.weight is None else part.weight
-            # The mixture raises weights to 1 / temperature; the factor is one of shares.
-            part = dataclasses.replace(part, weight=weight * factor ** float(tree.get("temperature", 1.0)))
-        parts[str(name)] = part
+        parts[str(name)] = Part(source=splits.pop("train"), factor=factor, **own)
         for split, rows in splits.items():
             others.setdefault(split, []).append(rows)
     _check_reweighting(reweight, parts)
@@ -109,7 +103,7 @@ class _OneOfEach(yaml.SafeLoader):  # type: ignore[misc]
     """YAML whose mappings name everything once: the second of two sources of one name would replace the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [self.construct_object(key) for key, _ in node.value]
+        names = [self.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         for name in names:
             if names.count(name) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"'{name}' stands there twice", node.start_mark)

@@ -43,11 +43,13 @@ class Part:
         source: rows by number.
         weight: share of the positions, relative to the other parts; None: the number of its rows.
         limit: rows of it that are used at most, a fixed random choice of them; None: all.
+        factor: of the share that comes of weight and temperature, before all shares are made to sum to 1.
     """
 
     source: Any
     weight: float | None = None
     limit: int | None = None
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,10 @@ class Mixture:
         self.names, self.parts, self.seed = tuple(parts), dict(parts), seed
         self.exhaustion, self.temperature, self.shuffle = exhaustion, temperature, shuffle
         self.sizes = tuple(_size(name, part) for name, part in parts.items())
-        self.shares = shares([part.weight for part in parts.values()], self.sizes, temperature, names=self.names)
+        self.shares = shares(
+            [part.weight for part in parts.values()], self.sizes, temperature, names=self.names,
+            factors=[part.factor for part in parts.values()],
+        )  # fmt: skip
         self._lines = tuple(
             Line(n, (seed, i) if shuffle else None) for i, n in enumerate(self.sizes)
         )  # every part has orders of its own
@@ -220,9 +225,13 @@ def fetch(source: Any, draw: Draw) -> Example:
 
 
 def shares(
-    weights: Sequence[float | None], sizes: Sequence[int], temperature: float, *, names: Sequence[str]
-) -> tuple[float, ...]:
+    weights: Sequence[float | None], sizes: Sequence[int], temperature: float, *, names: Sequence[str],
+    factors: Sequence[float] | None = None,
+) -> tuple[float, ...]:  # fmt: skip
     """Weights as shares that sum to 1; a weight left out is the number of rows.
+
+    Args:
+        factors: of the shares, after `temperature` has evened the weights out.
 
     Raises:
         OptionError: a weight that is negative or no number, or nothing above 0.
@@ -233,7 +242,10 @@ def shares(
     for name, weight in zip(names, given, strict=True):
         if not (np.isfinite(weight) and weight >= 0):
             raise OptionError(f"the weight of {name} is {weight}: expected a number of 0 or more.")
-    evened = [weight ** (1 / temperature) if weight else 0.0 for weight in given]
+    evened = [
+        factor * weight ** (1 / temperature) if weight else 0.0
+        for weight, factor in zip(given, factors or [1.0] * len(given), strict=True)
+    ]
     if not sum(evened):
         raise OptionError(f"all weights are 0 ({', '.join(names)}): expected at least one above 0.")
     return tuple(weight / sum(evened) for weight in evened)

@@ -229,12 +229,18 @@ class _Group:
             self.said.append(task.parse(answer.text, size_hw=size_hw, token_logprobs=pieces, mask_decoder=decoder))
             self.true.append(task.parse(example.suffix, size_hw=size_hw, mask_decoder=decoder))
         else:
-            said = answer.text.strip()
-            self.said.append(said)
-            self.true.append(min(example.references, key=lambda text: (plain(text) != plain(said), edits(text, said))))
+            self.said.append(answer.text.strip())
+            self.true.append(_nearest(self.said[-1], example.references))
 
     def scores(self) -> dict[str, float]:
         return _SCORES.get(self.kind, _raw_scores)(self.said, self.true)
+
+
+def _nearest(said: str, references: Sequence[str]) -> str:
+    """The reference that an answer is scored against."""
+    if len(references) == 1:
+        return references[0]
+    return min(references, key=lambda text: (plain(text) != plain(said), edits(text.split(), said.split())))
 
 
 def _named(image: Any) -> str:

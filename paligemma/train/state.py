@@ -54,7 +54,12 @@ class TrainState:
             TrainingError: it belongs to another run: other weights are trained, of other shapes, or by other data.
         """
         told = snapshot.values.get("identity", {})
-        unlike = sorted(key for key in {*told, *self.identity} if told.get(key) != self.identity.get(key))
+        # What a snapshot of an earlier version does not know changes nothing as long as it is off.
+        unlike = sorted(
+            key
+            for key in {*told, *self.identity}
+            if told.get(key) != self.identity.get(key) and (key in told or self.identity[key])
+        )
         if unlike:
             key = unlike[0]
             raise TrainingError(

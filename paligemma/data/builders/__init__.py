@@ -16,6 +16,7 @@ Every choice is a field of a builder; change one with `builder_of(name, field=â€
 import dataclasses
 from typing import Any
 
+from paligemma.data.builders.asked import AnswerBuilder, QuestionBuilder
 from paligemma.data.builders.base import (
     Builder,
     Built,
@@ -31,13 +32,7 @@ from paligemma.data.builders.languages import LANGUAGES
 from paligemma.data.builders.noise import noise_boxes
 from paligemma.data.builders.objects import CountBuilder, ListBuilder, MultiPresenceBuilder, PresenceBuilder
 from paligemma.data.builders.read import DETECT_NOISE, read_example
-from paligemma.data.builders.text import (
-    AnswerBuilder,
-    CaptionBuilder,
-    GroundedCaptionBuilder,
-    OcrBuilder,
-    QuestionBuilder,
-)
+from paligemma.data.builders.text import CaptionBuilder, GroundedCaptionBuilder, OcrBuilder
 from paligemma.errors import OptionError, nearest
 
 __all__ = [

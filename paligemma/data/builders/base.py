@@ -14,6 +14,7 @@ from paligemma.errors import DataError, OptionError, TaskError, nearest
 from paligemma.results import BoxXyxyPx
 from paligemma.tasks.base import MaskDecoder, SizeHw
 
+RECORD_ID = "record_id"  # in meta, where a record has several rows: their ids are 17-0, 17-1, …
 Choice = Literal["cycle", "random", "first"]
 Order = Literal["random", "raster", "source", "area"]
 
@@ -216,10 +217,26 @@ def example_of(
     )
 
 
+def answered_example(
+    record: Record, prefix: str, suffix: str, references: list[str], *, lower: bool, **meta: Any
+) -> Example:
+    """The example; where several texts would be right, its meta holds them all, for scores: "references"."""
+    if lower:
+        suffix, references = suffix.lower(), [text.lower() for text in references]
+    if len(references) > 1:
+        meta["references"] = references
+    return example_of(record, prefix, suffix, **meta)
+
+
 def record_of(example: Example, size_hw: SizeHw, *, meta: dict[str, Any] | None = None, **fields: Any) -> Record:
     """The record that an example came from, as far as it says."""
-    known = {**{key: value for key, value in example.meta.items() if key != "references"}, **(meta or {})}
-    return Record(example.images, size_hw, id=str(known.get("id", "")), where=example.where, meta=known, **fields)
+    known = {**example.meta, **(meta or {})}
+    id = str(known.get("id", ""))
+    if RECORD_ID in known and id.startswith(f"{known[RECORD_ID]}-"):
+        id = str(known[RECORD_ID])
+    # What `example_of` and conversions add is no part of the record's own.
+    kept = {key: value for key, value in known.items() if key not in ("id", RECORD_ID, "references")}
+    return Record(example.images, size_hw, id=id, where=example.where, meta=kept, **fields)
 
 
 def check_reads(builder: Builder, example: Example) -> None:

@@ -1,15 +1,10 @@
 """The way back from any prompt: which builder wrote it, and what the record said."""
 
+from paligemma.data.builders.asked import AnswerBuilder, QuestionBuilder
 from paligemma.data.builders.base import Builder
 from paligemma.data.builders.boxes import DetectBuilder, SegmentBuilder
 from paligemma.data.builders.objects import CountBuilder, ListBuilder, MultiPresenceBuilder, PresenceBuilder
-from paligemma.data.builders.text import (
-    AnswerBuilder,
-    CaptionBuilder,
-    GroundedCaptionBuilder,
-    OcrBuilder,
-    QuestionBuilder,
-)
+from paligemma.data.builders.text import CaptionBuilder, GroundedCaptionBuilder, OcrBuilder
 from paligemma.data.example import Example
 from paligemma.data.record import Record
 from paligemma.tasks.base import MaskDecoder, SizeHw

@@ -10,28 +10,27 @@ import numpy as np
 ENDS = 4096  # bytes at the beginning and the end of a picture's file that are looked at
 
 
-def repeated_ids(ids: Iterable[tuple[int, str]], id_of: Callable[[int], str], where: Callable[[int], str]) -> list[str]:
+def repeated_ids(ids: Callable[[], Iterable[tuple[int, str]]], where: Callable[[int], str]) -> tuple[str, ...]:
     """A line for every row with an id that an earlier one has; 16 bytes a row are kept meanwhile.
 
     Args:
-        ids: (row, id) pairs, of rows that have one.
-        id_of: the id of a row, to tell two ids apart whose hashes are equal.
+        ids: gives (row, id) pairs, of rows that have one; walked through again where hashes of two are equal.
         where: how messages call a row.
     """
     marks, rows = array("q"), array("q")
-    for row, identity in ids:
+    for row, identity in ids():
         marks.append(hash(identity))
         rows.append(row)
     hashes = np.array(marks, np.int64)
     order = np.argsort(hashes, kind="stable")
     again = np.flatnonzero(np.diff(hashes[order]) == 0) + 1
+    alike = {rows[order[place]] for at in again for place in (at - 1, at)}
     first: dict[str, int] = {}
     told = []
-    for row in sorted({rows[order[place]] for at in again for place in (at - 1, at)}):
-        identity = id_of(row)
-        if first.setdefault(identity, row) != row:
+    for row, identity in ids() if alike else ():
+        if row in alike and first.setdefault(identity, row) != row:
             told.append(f"{where(row)}: id {identity} is also that of {where(first[identity])}")
-    return told
+    return tuple(told)
 
 
 def picture_key(picture: Any) -> Hashable:

@@ -90,7 +90,7 @@ class Jsonl:
     @cached_property
     def problems(self) -> tuple[str, ...]:
         """Rows with an id that an earlier one has; the file is read through once."""
-        return tuple(repeated_ids(self._ids(), lambda index: str(self.row(index)["id"]), self.where))
+        return repeated_ids(self._ids, self.where)
 
     def _ids(self) -> Iterator[tuple[int, str]]:
         with self.path.open("rb") as file:

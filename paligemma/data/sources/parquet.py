@@ -106,9 +106,12 @@ class Parquet:
     @cached_property
     def problems(self) -> tuple[str, ...]:
         """Rows with an id that an earlier one has; only the columns of ids are read."""
-        found = ((i, self.columns.id_of(row)) for i, row in self._some(self.columns.id_names))
-        ids = ((i, identity) for i, identity in found if identity is not None)
-        return tuple(repeated_ids(ids, lambda index: str(self.columns.id_of(self.row(index))), self.where))
+        return repeated_ids(self._ids, self.where)
+
+    def _ids(self) -> Iterator[tuple[int, str]]:
+        for index, row in self._some(self.columns.id_names):
+            if (identity := self.columns.id_of(row)) is not None:
+                yield index, identity
 
     def picture_keys(self) -> Iterator[Hashable]:
         """For every row what its pictures are told by; the columns of pictures are read through once."""

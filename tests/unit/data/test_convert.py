@@ -6,7 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from paligemma.data.builders import BUILDERS, Built, OneOf
+from paligemma.data.builders import BUILDERS, Built, OneOf, builder_of
+from paligemma.data.check import check
 from paligemma.data.convert import READERS, WRITERS, convert, read_records, write_jsonl, write_split
 from paligemma.data.example import Example
 from paligemma.data.record import Asked, Instance, Mask, Record, Text
@@ -133,11 +134,22 @@ def test_prompts_say_all_of_a_record_or_count_what_they_do_not(tmp_path):
     both = OneOf((BUILDERS["detect"], BUILDERS["caption"], BUILDERS["answer"]))
     made = convert(tmp_path / "coco", tmp_path / "all", to="jsonl", build=both)
     assert (made.n_rows, made.left_out) == ({"train": 6}, {"masks": 1, "crowd regions": 1})
-    convert(tmp_path / "all", tmp_path / "back", to="coco")
+    tables = find_splits(tmp_path / "all")
+    assert tables["train"].problems == ()  # rows of one record are no repeated ids
+    assert {row.meta["record_id"] for row in all_of(tables["train"])} == {"7"}
+    assert check(tables).n_errors == 0
+    assert convert(tmp_path / "all", tmp_path / "back", to="coco").problems == ()
     (back,) = all_of(open_data(tmp_path / "back")["train"])
     assert Counter(back.texts) == Counter(texts)
     assert {one.question: one.answers for one in back.questions} == {"who?": ("he", "him"), "why?": ("so",)}
     assert {item.label for item in back.instances} == {"x", "y"}
+    assert back.id == "7"
+
+    # What is lost is told by content: a question that was made up stands for none that was asked.
+    for builder in (BUILDERS["count"], builder_of("grounded_caption", from_instances=True)):
+        made = convert(tmp_path / "coco", tmp_path / builder.name, to="jsonl", build=builder)
+        assert made.left_out["questions"] == 2
+        assert made.left_out["texts"] == 3
 
 
 def test_a_mixture_is_converted_row_by_row_whatever_its_weights(tmp_path, coco):
@@ -158,6 +170,21 @@ def test_a_mixture_is_converted_row_by_row_whatever_its_weights(tmp_path, coco):
     n_empty = sum(not record.instances for record in all_of(open_data(coco)["train"]))
     assert (len(rows) - 5, done.left_out.get("records without what the prompt needs", 0)) == (4 - n_empty, n_empty)
     assert len({row.images[0].read_bytes() for row in rows if row.prefix != "caption en"}) == 4 - n_empty
+    # To annotations, the annotations behind a builder go as they are.
+    write_split(found["train"], tmp_path / "back", to="coco")
+    back = open_data(tmp_path / "back")["train"]
+    assert by_picture(open_data(coco)["train"]).items() <= by_picture(back).items()
+    assert sum(len(record.texts) for record in all_of(back)) == 5
+
+
+def test_prompts_that_read_anything_do_not_break_the_count(tmp_path):
+    thing = Instance("x", (0, 0, 9, 9), Mask.of(np.ones(SIZE_HW, bool)))
+    record = Record((picture(tmp_path / "a.png"),), SIZE_HW, (thing,), (Text("a"),))
+    write_coco([record], tmp_path / "coco")
+    referring = builder_of("referring", mask_encoder=lambda crops: np.zeros((len(crops), 16), np.int64))
+    for number, both in enumerate(((referring, BUILDERS["caption"]), (BUILDERS["caption"], referring))):
+        made = convert(tmp_path / "coco", tmp_path / str(number), to="jsonl", build=OneOf(both))
+        assert (made.n_rows, made.left_out) == ({"train": 2}, {})
 
 
 def test_coco_keeps_the_numbers_of_pictures_where_they_are_free(tmp_path):

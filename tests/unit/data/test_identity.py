@@ -134,8 +134,8 @@ def test_equal_hashes_are_no_equal_ids():
         __eq__ = str.__eq__
 
     ids = ["a", "b", "a", "c", "b"]
-    told = repeated_ids(((i, Always(one)) for i, one in enumerate(ids)), ids.__getitem__, "row {}".format)
-    assert told == ["row 2: id a is also that of row 0", "row 4: id b is also that of row 1"]
+    told = repeated_ids(lambda: [(i, Always(one)) for i, one in enumerate(ids)], "row {}".format)
+    assert told == ("row 2: id a is also that of row 0", "row 4: id b is also that of row 1")
 
 
 def test_long_files_are_told_apart_by_their_ends():

@@ -127,6 +127,26 @@ def test_a_task_for_all_sources_is_reweighted_too(coco, tmp_path):
     assert found.shares == (0.75, 0.25)
 
 
+def test_yaml_that_merges_is_read(tmp_path):
+    write_rows(tmp_path / "rows", 3)
+    write_rows(tmp_path / "more", 3)
+    (tmp_path / "mixture.yaml").write_text(
+        "sources:\n  a: &a {data: rows, weight: 2}\n  b: {<<: *a, data: more}\n  c: {<<: *a, weight: 4}\n"
+    )
+    assert open_rows(tmp_path / "mixture.yaml")["train"].shares == (0.25, 0.25, 0.5)
+
+
+@pytest.mark.parametrize("temperature", ["1000", "high"])
+def test_odd_temperatures_are_evened_out_or_told(temperature, coco, tmp_path):
+    file = mixture_file(coco, tmp_path)
+    file.write_text(file.read_text() + f"temperature: {temperature}\n")
+    if temperature == "high":
+        with pytest.raises(OptionError, match="temperature='high'"):
+            open_rows(file, reweight=(("words", 3.0),))
+    else:
+        assert open_rows(file, reweight=(("words", 3.0),))["train"].shares == pytest.approx((0.25, 0.75), abs=1e-3)
+
+
 def test_two_sources_of_one_name_are_refused(tmp_path):
     write_rows(tmp_path / "rows", 3)
     (tmp_path / "mixture.yaml").write_text("sources:\n  a: {data: rows}\n  a: {data: rows, weight: 2}\n")
