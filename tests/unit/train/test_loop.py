@@ -171,7 +171,7 @@ def test_a_snapshot_of_another_run_is_refused(rows, tmp_path):
         state_of(options, identity={"base": "other"}).restore(snapshot)
     # A field that came later changes nothing while it is off, and is told where it is on.
     state_of(options, identity={"base": "tiny", "reweight": [], "sigma": 0.0}).restore(snapshot)
-    with pytest.raises(TrainingError, match="sigma was None, is now 4.0"):
+    with pytest.raises(TrainingError, match=r"sigma was None, is now 4\.0"):
         state_of(options, identity={"base": "tiny", "sigma": 4.0}).restore(snapshot)
     frozen = state_of(options, identity={"base": "tiny"}, schedules=(("image", None),))
     with pytest.raises(TrainingError, match="was trained there and is not here"):
