@@ -28,9 +28,9 @@ from helpers import pages
 from helpers.arms import Case, Study
 from helpers.arms import run as run_arms
 from helpers.arms import write as write_arms
+from helpers.bench import TASKS, Bench
 from helpers.small import Arm
 from torch import Tensor, nn
-from transfers import TASKS, Bench
 
 from paligemma.config import PaliGemmaConfig
 from paligemma.models.init import init_tower
@@ -210,7 +210,7 @@ Share of held-out answers right, mean ± half a 95 % interval of {n_seeds} seeds
 
 The report (section 6.2, table 2): below 2.5 % on 37 tasks, more on tasks that want many passes. {bench.told()}
 
-Repeat it: `python studies/ready.py simple_setting`.""",
+Repeat it: `{pages.repeat(args, "ready.py", "simple_setting")}`.""",
     )
 
 
@@ -261,7 +261,7 @@ rows that were held out for that.
 The second report (arXiv 2412.03555, section 4.1.2): the larger the decoder, the lower the best rate of a transfer.
 {bench.told("with these rates")}
 
-Repeat it: `python studies/ready.py lr_by_width`.""",
+Repeat it: `{pages.repeat(args, "ready.py", "lr_by_width")}`.""",
     )
 
 

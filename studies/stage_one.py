@@ -18,14 +18,22 @@ from helpers.small import FORMS, Arm
 
 from paligemma.models.init import init_decoder, init_tower
 from paligemma.models.paligemma import PaliGemmaModel
+from paligemma.recipes.tiny.patches import place_rows, position_waves
 
 
 def reset_tower(model: PaliGemmaModel, seed: int) -> None:
+    """As it was before stage 0: position embeddings begin as waves there as well."""
     init_tower(model.vision, torch.Generator(model.projector.weight.device).manual_seed(seed))
+    position_waves(model.vision)
 
 
+@torch.no_grad()
 def reset_decoder(model: PaliGemmaModel, seed: int) -> None:
+    """Rows of location tokens begin as waves of the coordinate, as they do without a reset."""
     init_decoder(model.text, torch.Generator(model.projector.weight.device).manual_seed(seed))
+    table, tokens = model.text.embedding.weight, model.config.tokens
+    rows = place_rows(tokens.n_loc, table.shape[1]).to(table) * table[: tokens.loc_start].norm(dim=1).mean()
+    table[tokens.loc_start : tokens.loc_start + tokens.n_loc] = rows
 
 
 STUDIES = {
@@ -42,7 +50,7 @@ image tokens in raster order on top of that; each model is judged with the mask 
         text="""# Study: frozen and reset parts in stage 1
 
 Everything learns in PaliGemma's stage 1. Here the image tower or the whole decoder, its table included, is kept as
-stage 0 left it, or begins at random instead.""",
+stage 0 left it, or begins at random instead, as before stage 0.""",
         cases={
             "all parts learn": Case(),
             "image tower frozen": Case(arm=Arm(frozen=("vision",))),

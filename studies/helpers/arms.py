@@ -10,7 +10,7 @@ import torch
 
 from helpers import pages
 from helpers.pictures import ANSWERED, N_QUESTIONS, Sizes, commonest, exam_pool, stage1_pool
-from helpers.small import STAGE1_LR, Arm, Exam, exam_of, judge, n_parameters, opened, stage0, stage1
+from helpers.small import STAGE1_LR, Arm, Exam, exam_of, judge, n_parameters, opened, stage0, stage0_print, stage1
 from helpers.study import Results
 from paligemma.config import PaliGemmaConfig
 from paligemma.presets import STUDY
@@ -69,7 +69,10 @@ def run(args: Any, name: str, study: Study) -> Results:
     """Every case with every seed, those left out that are done."""
     sizes: Sizes = args.sizes
     device: torch.device = args.torch_device
-    about = {"steps": sizes.steps, "n_images": sizes.n_images, "held_out": sizes.held_out}
+    about = {
+        "steps": sizes.steps, "n_images": sizes.n_images, "held_out": sizes.held_out,
+        "stage 0": stage0_print(args.work, sizes, device), "threads": torch.get_num_threads(),
+    }  # fmt: skip
     results = pages.results_of(args, name, about)
     exams: dict[tuple[int, int], Exam] = {}
     for seed in range(args.seeds or study.n_seeds):
@@ -109,6 +112,10 @@ def write(args: Any, name: str, study: Study, results: Results, script: str) -> 
         values, study.against or dict.fromkeys(others, first), study.reported, MEASURES[study.measure], SOURCE,
         digits=3 if is_score else 1,
     )  # fmt: skip
+    losses = pages.compare(
+        {title: [run["loss"] for run in found] for title, found in runs.items()},
+        study.against or dict.fromkeys(others, first), {}, "loss, less is better and luck weighs less in it", SOURCE,
+    )  # fmt: skip
     mean, half = pages.interval([run["score"] for run in runs[first]])
     doubt = (
         ""
@@ -128,16 +135,19 @@ picture, less is better; *loss*: cross-entropy of an answer's tokens. Mean ± ha
 
 {doubt}{compared}
 
+{losses}
+
 {study.remark or REMARK}
-That the intervals at {n_seeds} seeds hold 0 does not show that two arms are equal; several comparisons are not
-corrected for.
+An interval that holds 0 does not show that two arms are equal; several comparisons are not corrected for. A seed gives
+the order of the pictures, and what an arm draws; stage 0, the pictures and the held-out questions are the same in all
+runs, so that their luck is in no interval.
 
 The `study` preset, {told} parameters, 84 pixels unless said; {sizes.steps} steps of {sizes.n_images} pictures of the
 plain world with {N_QUESTIONS} questions each, Muon at {STAGE1_LR:g}; {sizes.held_out} held-out questions. An answer is
 right where every token is the likeliest after the true ones before it, which is when greedy decoding gives it.
 {sum(run["seconds"] for run in every) / len(every):.0f} s a run.
 
-Repeat it: `python studies/{script} {name}`.""",
+Repeat it: `{pages.repeat(args, script, name)}`.""",
     )
 
 

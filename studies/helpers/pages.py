@@ -3,6 +3,7 @@
 import argparse
 import math
 import statistics
+import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,8 +26,8 @@ def parser_of(doc: str | None, names: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; default all")
     parser.set_defaults(known=tuple(names))
-    parser.add_argument("--work", type=Path, default=Path("runs/studies"), help="stage 0, pictures, models")
-    parser.add_argument("--out", type=Path, default=DOCS, help="folder of pages, pictures and results run by run")
+    parser.add_argument("--work", type=Path, help="stage 0, pictures, models (default: runs/studies)")
+    parser.add_argument("--out", type=Path, help="folder of pages, pictures and results run by run (docs/studies)")
     parser.add_argument("--seeds", type=int, help="runs of everything; default as in the pages")
     parser.add_argument("--steps", type=int, default=Sizes.steps, help="of stage 1")
     parser.add_argument("--device", default="cpu")
@@ -43,10 +44,24 @@ def parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
         parser.error(f"there is no study {unknown[0]!r}: expected {', '.join(args.known)}")
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.quick:  # nothing of a trial may be taken for a run
+        args.work = args.work or Path(tempfile.mkdtemp(prefix="studies-"))
+        args.out = args.out or args.work / "pages"
+    args.work, args.out = args.work or Path("runs/studies"), args.out or DOCS
     args.names = args.names or list(args.known)
     args.sizes = QUICK if args.quick else Sizes(steps=args.steps)
     args.torch_device = torch.device(args.device)
     return args
+
+
+def repeat(args: argparse.Namespace, script: str, name: str) -> str:
+    """The command that gives the page again."""
+    words = [f"python studies/{script} {name}"]
+    if args.seeds is not None:
+        words.append(f"--seeds {args.seeds}")
+    if args.steps != Sizes.steps:
+        words.append(f"--steps {args.steps}")
+    return " ".join(words)
 
 
 def results_of(args: argparse.Namespace, name: str, about: dict[str, Any]) -> Results:
@@ -84,23 +99,42 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def change(base: Sequence[float], other: Sequence[float], digits: int = 3) -> tuple[str, str]:
-    """How other differs from base, seed by seed: "higher", "lower" or "the same", and the words for it.
+    """How other differs from base, seed by seed, and the words for it.
 
-    "The same" only says that the 95 % interval of the paired differences holds 0.
+    Returns:
+        "higher" or "lower"; "not seen" where the 95 % interval of the paired differences holds 0, which does not say
+        that there is none; "unknown" with one seed.
     """
     mean, half = interval([b - a for a, b in zip(base, other, strict=True)])
     if math.isnan(half):
-        return "the same", f"{mean:+.{digits}f}, one seed: no interval"
-    found = "the same" if abs(mean) <= half else "higher" if mean > 0 else "lower"
-    said = "no difference seen" if found == "the same" else found
+        return "unknown", f"{mean:+.{digits}f}, one seed: no interval"
+    found = "not seen" if abs(mean) <= half else "higher" if mean > 0 else "lower"
+    said = "no difference seen" if found == "not seen" else found
     return found, f"{mean:+.{digits}f} ± {half:.{digits}f}: {said}"
+
+
+def verdict(found: str, reported: str, largest: str) -> str:
+    """What a difference says about a report's.
+
+    Args:
+        found: as `change` says it.
+        reported: "higher", "lower", "slightly lower", … or "the same".
+        largest: the largest difference that the interval allows.
+    """
+    if found == "unknown":
+        return "one seed decides nothing"
+    if reported == "the same":
+        return f"here at most {largest} either way" if found == "not seen" else "not what is seen here"
+    if found == "not seen":
+        return f"neither confirmed nor contradicted here, where {largest} would be possible"
+    return "as here" if found == reported.split()[-1] else "the opposite of what is seen here"
 
 
 def compare(
     values: Mapping[str, Sequence[float]], bases: Mapping[str, str], reported: Mapping[str, str], what: str,
     source: str, *, digits: int = 3,
 ) -> str:  # fmt: skip
-    """A line for each arm against its base, and whether the report found the same.
+    """A line for each arm against its base, and what it says about the report.
 
     Args:
         bases: arm -> the arm that it is compared with.
@@ -112,13 +146,13 @@ def compare(
         found, words = change(values[base], values[arm], digits)
         line = f"- *{arm}* against *{base}*: {words}."
         if arm in reported:
+            mean, half = interval([b - a for a, b in zip(values[base], values[arm], strict=True)])
             told = "no difference" if reported[arm] == "the same" else reported[arm]
-            verdict = "as here" if found == reported[arm] else "not what is seen here"
-            line += f" The report: {told}; {verdict}."
+            line += f" The report: {told}; {verdict(found, reported[arm], f'{abs(mean) + half:.{digits}f}')}."
         lines.append(line)
     intro = (
-        f"{what[0].upper()}{what[1:]}, the same seeds paired, mean difference ± half its 95 % interval by Student's t "
-        f"(the report: {source}):"
+        f"{what[0].upper()}{what[1:]}, the same seeds paired, mean difference ± half its 95 % interval by Student's t"
+        + (f" (the report: {source}):" if reported else ":")
     )
     return "\n\n".join([intro, "\n".join(lines)])
 

@@ -5,6 +5,7 @@ Pictures are kept at the resolution of the model: drawing takes longer than lear
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,11 +33,17 @@ class Sizes:
     vision_images: int = 48
     word_steps: int = 300
     word_lines: int = 6000
-    steps: int = 250
+    steps: int = 500
     n_images: int = 24
-    held_out: int = 500
+    held_out: int = 3000
     transfer_held_out: int = 400
     workers: int = 1
+
+    @property
+    def is_whole_stage0(self) -> bool:
+        """Whether stage 0 is that of the pages."""
+        names = ("vision_steps", "vision_images", "word_steps", "word_lines")
+        return all(getattr(self, name) == getattr(Sizes, name) for name in names)
 
 
 QUICK = Sizes(
@@ -143,7 +150,7 @@ def commonest(train: Pool, held_out: Pool) -> dict[str, float]:
     shares = {}
     for kind in sorted({kind for asked in held_out.rows for kind, *_ in asked}):
         seen = [suffix for asked in train.rows for k, _, suffix in asked if k == kind]
-        best = max(set(seen), key=seen.count) if seen else ""
+        best = Counter(seen).most_common(1)[0][0] if seen else ""
         true = [suffix for asked in held_out.rows for k, _, suffix in asked if k == kind]
         shares[kind] = float(np.mean([suffix == best for suffix in true]))
     return shares

@@ -51,15 +51,21 @@ FORMS: tuple[Form, ...] = ("prefix-LM", "causal on the text", "causal everywhere
 
 # Stage 0.
 
+KEPT = Path(__file__).resolve().parents[1] / "weights" / "parts"  # the raw parts of the pages in docs/studies
+
 
 def parts(work: Path, sizes: Sizes, device: torch.device, config: PaliGemmaConfig = STUDY) -> tuple[Path, Path]:
-    """Folders of the raw SigLIP and the raw Gemma; taught where they are not there yet."""
+    """Folders of the raw SigLIP and the raw Gemma; taught where they are not there yet and none are kept."""
     home = work / "parts"
     home.mkdir(parents=True, exist_ok=True)
     assets = Path(str(files("paligemma") / "assets" / "tiny"))
     if not (home / "tokenizer.model").exists():
         shutil.copy(assets / "tokenizer.model", home / "tokenizer.model")
         MaskVae.from_npz(assets / "mask_vae.npz").to_npz(home / "mask_vae.npz")
+    if sizes.is_whole_stage0:
+        for name in ("siglip", "gemma"):
+            if (KEPT / name).exists() and not (home / name).exists():
+                shutil.copytree(KEPT / name, home / name)
     if not (home / "siglip").exists():
         lesson = LessonOptions(steps=sizes.vision_steps, workers=sizes.workers)
         train_vision(STUDY, home, lesson, PairOptions(n_images=sizes.vision_images, plain_share=1.0), device)
@@ -70,6 +76,15 @@ def parts(work: Path, sizes: Sizes, device: torch.device, config: PaliGemmaConfi
             shutil.copy(home / "tokenizer.model", words / "tokenizer.model")
         train_words(config, words, LessonOptions(steps=sizes.word_steps), WordOptions(n_lines=sizes.word_lines), device)
     return home / "siglip", words / "gemma"
+
+
+def stage0_print(work: Path, sizes: Sizes, device: torch.device) -> str:
+    """Which stage 0 the runs of a work folder begin with, as one short word: the bits of its SigLIP."""
+    vision, _ = parts(work, sizes, device)
+    digest = hashlib.sha256()
+    for file in sorted(vision.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def stage0(
@@ -177,7 +192,8 @@ def learn(
         return plain(given, batch if arm.of_batch is None else arm.of_batch(batch))
 
     started = time.perf_counter()
-    fit(TrainState(model, optimizer), loader, options, loss=loss)
+    if not fit(TrainState(model, optimizer), loader, options, loss=loss).finished:
+        raise SystemExit("stopped in the middle of a run, of which nothing is kept; the same command goes on")
     model.eval()
     return time.perf_counter() - started
 

@@ -39,7 +39,7 @@ def scripts() -> Any:
     others = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "helpers"}
     sys.path.insert(0, str(STUDIES))
     try:
-        names = ("helpers.pages", "helpers.pictures", "helpers.small", *NAMES)
+        names = ("helpers.pages", "helpers.pictures", "helpers.small", "helpers.bench", *NAMES)
         return SimpleNamespace(**{name.split(".")[-1]: import_module(name) for name in names})
     finally:
         sys.path.remove(str(STUDIES))
@@ -82,7 +82,7 @@ def test_a_study_runs_to_its_page_and_goes_on_where_it_stopped(
     assert max(len(line) for line in page.splitlines() if line[0:1] not in ("|", "-")) <= 120
     for picture in re.findall(r"\]\((.*?\.png)\)", page):
         assert (work / "out" / picture).stat().st_size < 100_000
-    assert f"`python studies/{script}.py {name}`" in page
+    assert f"`python studies/{script}.py {name} --seeds 2`" in page
     before = json.loads((work / "out" / f"{name}.json").read_text())
     capsys.readouterr()
     assert main(command) == 0
@@ -234,6 +234,71 @@ def test_intervals_are_students_and_verdicts_follow_from_them(scripts: Any) -> N
     base = [0.5, 0.6, 0.7]
     assert pages.change(base, [b + 0.1 + e for b, e in zip(base, (0.0, 0.01, -0.01), strict=True)])[0] == "higher"
     assert pages.change(base, [b - 0.1 + e for b, e in zip(base, (0.0, 0.01, -0.01), strict=True)])[0] == "lower"
-    assert pages.change(base, [0.4, 0.6, 0.8])[0] == "the same"
-    told = pages.compare({"a": base, "b": [b - 0.1 for b in base]}, {"b": "a"}, {"b": "lower"}, "right", "a report")
-    assert "*b* against *a*: -0.100 ± 0.000: lower. The report: lower; as here." in told
+    assert pages.change(base, [0.4, 0.6, 0.8])[0] == "not seen"
+    assert pages.change([0.5], [0.9])[0] == "unknown"
+    values = {"a": base, "b": [b - 0.1 for b in base], "c": [0.4, 0.6, 0.8], "d": [b + 0.1 for b in base]}
+    reported = {"b": "slightly lower", "c": "lower", "d": "lower"}
+    told = pages.compare(values, dict.fromkeys(reported, "a"), reported, "right", "a report").splitlines()[2:]
+    assert told == [
+        "- *b* against *a*: -0.100 ± 0.000: lower. The report: slightly lower; as here.",
+        "- *c* against *a*: +0.000 ± 0.248: no difference seen. The report: lower; neither confirmed nor contradicted "
+        "here, where 0.248 would be possible.",
+        "- *d* against *a*: +0.100 ± 0.000: higher. The report: lower; the opposite of what is seen here.",
+    ]
+    assert pages.verdict("not seen", "the same", "0.02") == "here at most 0.02 either way"
+    assert pages.verdict("lower", "the same", "0.02") == "not what is seen here"
+    assert pages.verdict("unknown", "the same", "nan") == "one seed decides nothing"
+
+
+def test_a_run_that_is_stopped_leaves_nothing(scripts: Any, work: Path, untaught: Any) -> None:
+    """A half-taught model must not be judged, or taken for a whole one later."""
+    import os
+    import signal
+
+    small, pictures = scripts.small, scripts.pictures
+    pool = pictures.stage1_pool(work / "work", pictures.QUICK)
+
+    def stopped(batch: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return batch
+
+    pg = small.opened(small.stage0(work / "work", pictures.QUICK, torch.device("cpu")), torch.device("cpu"))
+    with pytest.raises(SystemExit, match="nothing is kept"):
+        small.stage1(pg, pool, small.Arm(of_batch=stopped), pictures.QUICK, seed=0)
+
+
+def test_parts_that_are_reset_begin_as_they_did_before_stage_0(scripts: Any, work: Path) -> None:
+    device = torch.device("cpu")
+    pg = scripts.small.opened(scripts.small.stage0(work / "work", scripts.pictures.QUICK, device), device)
+    before = {name: tensor.clone() for name, tensor in pg.model.state_dict().items()}
+    scripts.stage_one.reset_tower(pg.model, 1)
+    scripts.stage_one.reset_decoder(pg.model, 1)
+    after = pg.model.state_dict()
+    tokens = pg.model.config.tokens
+    table = "text.embedding.weight"
+    places = slice(tokens.loc_start, tokens.loc_start + tokens.n_loc)
+    one, other = (F.normalize(weights[table][places], dim=1) for weights in (before, after))
+    assert torch.allclose(one, other, atol=1e-5)
+    assert not torch.allclose(before[table][: tokens.loc_start], after[table][: tokens.loc_start])
+    fresh = PaliGemmaModel(STUDY)
+    from paligemma.recipes.tiny.patches import position_waves
+
+    position_waves(fresh.vision)
+    assert torch.equal(after["vision.position_embedding"], fresh.vision.position_embedding)
+
+
+def test_trials_leave_nothing_where_runs_look(scripts: Any) -> None:
+    parser = scripts.pages.parser_of("", ["a"])
+    quick, whole = (scripts.pages.parsed(parser, words) for words in (["--quick"], []))
+    assert whole.work == Path("runs/studies")
+    assert whole.work not in (quick.work, *quick.work.parents)
+    assert scripts.pages.DOCS not in (quick.out, *quick.out.parents)
+    assert not quick.sizes.is_whole_stage0
+    assert whole.sizes.is_whole_stage0
+
+
+def test_seeds_draw_other_examples_even_of_the_most(scripts: Any) -> None:
+    bench = scripts.bench
+    rows = np.arange(bench.POOL * bench.N_EXAMPLES[-1])
+    first, second = (set(bench.subset(rows, bench.N_EXAMPLES[-1], seed).tolist()) for seed in (0, 1))
+    assert len(first & second) < 0.5 * len(first)
