@@ -61,6 +61,7 @@ TINY = PaliGemmaConfig(
     processing=ProcessingConfig(resize="float_bilinear_aa"),
     name="tiny",
 )  # fmt: skip
+TINY_HI = dataclasses.replace(TINY, vision=dataclasses.replace(TINY.vision, resolution=224), name="tiny-hi")
 # A million parameters with the tokenizer of `tiny`: what the studies teach again and again. No weights are published.
 STUDY = PaliGemmaConfig(
     vision=VisionConfig(width=96, depth=4, mlp_dim=384, n_heads=4, resolution=84, patch_size=14),

@@ -1,9 +1,7 @@
-"""The recipes of the embedded models.
+"""The recipe of the embedded models: python -m paligemma.recipes.tiny --work runs/tiny
 
-    python -m paligemma.recipes.tiny --work runs/tiny           by stages: vision.py, words.py, stages.py
-    python -m paligemma.recipes.tiny.direct --work runs/tiny    in one piece: train.py, examples.py
-
-Both make the tokenizer (vocabulary.py) and the mask auto-encoder (codes.py) first, keep their state in the work folder
-and go on where they were interrupted. Options, seeds and held-out scores of the shipped weights stand in
+Tokenizer (vocabulary.py) and mask auto-encoder (codes.py) first, then stage 0 (vision.py, words.py), stages 1 and 2
+(stages.py), and the folder that is shipped (export.py). The state is kept in the work folder, and the same command goes
+on where it was interrupted. What the shipped weights went through, and their held-out scores:
 `paligemma/assets/tiny/README.md`.
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from paligemma.presets import TINY
+from paligemma.presets import TINY, TINY_HI
 from paligemma.recipes.tiny.codes import train_mask_vae
 from paligemma.recipes.tiny.loop import LessonOptions
 from paligemma.recipes.tiny.vision import PairOptions, train_vision
@@ -75,19 +75,50 @@ def _taught(lesson: str, work: Path, options: argparse.Namespace, minutes: float
         return (work / "gemma").exists() or train_words(
             TINY, work, lesson_options, WordOptions(seed=options.seed), device
         )
-    from paligemma.recipes.tiny.stages import HI, TinyOptions, stage0, teach  # loads the whole package
+    from paligemma.recipes.tiny.export import export, history_of, lesson_of  # these load the whole package
+    from paligemma.recipes.tiny.stages import TinyOptions, stage0, teach
 
     limit = None if minutes == float("inf") else minutes
     given = {"workers": options.workers, "compile": options.compile}
     if lesson == "tiny":
         first = TinyOptions(steps=options.steps, simple_steps=options.simple_steps, seed=options.seed, **given)
-        base = options.start or stage0(work, seed=options.seed)
-        result = teach("stage1", base, work / "stage1", 112, first, device=options.device, minutes=limit)
+        base, run, config = options.start or stage0(work, seed=options.seed), work / "stage1", TINY
+        before = history_of(options.start) if options.start is not None else _unimodal(options)
+        result = teach("stage1", base, run, TINY.vision.resolution, first, device=options.device, minutes=limit)
     else:
         second = TinyOptions(steps=options.hi_steps, n_images=16, lr=7e-4, loc_step=4, seed=options.seed + 1, **given)
-        model = work / "stage1" / "model"
-        result = teach("stage2_448", model, work / "stage2", HI, second, device=options.device, minutes=limit)
+        base, run, config = work / "stage1" / "model", work / "stage2", TINY_HI
+        before = history_of(work / "tiny")
+        result = teach("stage2_448", base, run, TINY_HI.vision.resolution, second, device=options.device, minutes=limit)
+    if result.finished and not (work / lesson / "README.md").exists():
+        stage = "stage 1" if lesson == "tiny" else "stage 2"
+        export(config, run / "model", work / lesson, [*before, lesson_of(stage, run)])
+        _score(work / lesson, lesson)
     return result.finished
+
+
+def _unimodal(options: argparse.Namespace) -> list[dict[str, object]]:
+    """The lessons of stage 0, as `export` tells them."""
+    return [
+        {
+            "lesson": "stage 0, pictures with captions",
+            "steps": options.vision_steps,
+            "resolution": TINY.vision.resolution,
+            "seed": options.seed,
+        },
+        {"lesson": "stage 0, text alone", "steps": options.word_steps, "seed": options.seed},
+    ]
+
+
+def _score(folder: Path, name: str) -> None:
+    from paligemma.api import load
+    from paligemma.evals.tiny import evaluate
+    from paligemma.recipes.tiny.export import write_card
+
+    print(f"wrote {folder}; scoring")
+    report = evaluate(load(folder))
+    print(report.table())
+    write_card(folder, report, name)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ from paligemma.train.loop import FitOptions
 from paligemma.train.optim import OptimOptions
 from paligemma.train.schedule import Duration, Schedule
 
-HI = 224
 N_QUESTIONS = 5  # of a picture
 # At 224 pixels a letter is two patches: reading can be taught, and finer edges.
 HI_MIXTURE = {**MIXTURE, "ocr": 0.16, "detect_text": 0.05, "segment": 0.25, "count": 0.1, "left": 0.1}

@@ -1,41 +1,26 @@
-"""The parts of the recipe that taught the embedded model, and that an interrupted run ends as an undisturbed one."""
+"""The parts of the recipe that taught the embedded model, and the folder that is shipped."""
 
-from collections.abc import Iterator
-from itertools import islice
-from pathlib import Path
+import json
 
 import numpy as np
 import pytest
 import torch
 
+from paligemma import load
+from paligemma.checkpoints import read, write
+from paligemma.checkpoints.rules import TABLE
 from paligemma.data.world import render, sample_scene
 from paligemma.models.mask_vae import MaskVae
-from paligemma.presets import TINY
-from paligemma.processing.tokenizer import Tokenizer
-from paligemma.recipes.tiny import train as training
-from paligemma.recipes.tiny.examples import ExampleOptions, Step, SuffixWriter, draw_step
-from paligemma.recipes.tiny.patches import patch_owners, patch_targets, place_loss
-from paligemma.recipes.tiny.train import TrainOptions, train
+from paligemma.presets import TINY, with_table_rows
+from paligemma.recipes.tiny.export import export, history_of, lesson_of
+from paligemma.recipes.tiny.patches import patch_owners, patch_targets
+from paligemma.recipes.tiny.stages import TinyOptions, small_recipe
+from paligemma.recipes.tiny.suffix import mask_codes
+from paligemma.recipes.tree import to_tree
 from paligemma.tasks.coords import on_step
 from paligemma.tasks.masks import crop_mask
 from paligemma.train.muon import Muon, orthogonalise
 from tests.embedded import TINY as FOLDER
-
-SMALL = ExampleOptions(patch_steps=1, patch_images=2, simple_steps=1, n_images=2, n_questions=3, seed=3)
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    (folder / "tokenizer.model").write_bytes((FOLDER / "tokenizer.model").read_bytes())
-    MaskVae.from_npz(FOLDER / "mask_vae.npz").to_npz(folder / "mask_vae.npz")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def writer(work: Path) -> SuffixWriter:
-    tokenizer = Tokenizer.from_file(work / "tokenizer.model", TINY.tokens)
-    return SuffixWriter(tokenizer, MaskVae.from_npz(work / "mask_vae.npz").eval(), SMALL.loc_step)
 
 
 @pytest.mark.parametrize("shape", [(3, 24, 40), (2, 40, 24), (1, 16, 16)])
@@ -70,48 +55,16 @@ def test_muon_steps_as_the_one_in_torch_does_up_to_its_bfloat16():
         assert (p - q).norm() < 0.05 * moved
 
 
-@pytest.mark.parametrize("step", [1, 8])
-def test_a_place_is_learned_best_by_saying_how_near_each_bin_is(step):
-    bins = torch.tensor([0, 8 * 40, 1023])
-    off = (torch.arange(1024) % step != 0) & (torch.arange(1024) != 1023)
-    perfect = -((torch.arange(1024) - bins[:, None]).float() ** 2) / (2 * 6.0**2)
-    perfect = perfect.masked_fill(off, -1e9)
-    logits = torch.cat([torch.full((3, 5), -1e9), perfect], dim=1)  # five words before the places
-    assert place_loss(logits, bins, 5, 6.0, step).abs().max() < 1e-4
-    near, far = (place_loss(logits.roll(shift, dims=1), bins, 5, 6.0, step)[1] for shift in (step, 80))
-    assert 0.001 < near < far
-
-
 def test_bins_land_on_the_nearest_step_and_the_last_one_stays():
     assert [on_step(i, 8) for i in (0, 3, 5, 500, 1017, 1021, 1023)] == [0, 0, 8, 496, 1016, 1023, 1023]
     assert [on_step(i, 1) for i in (0, 77, 1023)] == [0, 77, 1023]
 
 
-def test_every_step_is_drawn_the_same_again_and_unlike_the_next(writer):
-    first, again, other = (draw_step(TINY, writer, SMALL, n) for n in (2, 2, 3))
-    assert torch.equal(first.pixels, again.pixels)
-    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(first.groups, again.groups, strict=True))
-    assert not torch.equal(first.pixels, other.pixels)
-
-
-def test_places_in_suffixes_lie_on_steps_and_only_the_suffix_is_a_target(writer):
-    tokens = TINY.tokens
-    n_places = 0
-    for number in range(2, 6):
-        for rows in draw_step(TINY, writer, SMALL, number).groups:
-            bins = rows.tokens[(rows.tokens >= tokens.loc_start) & (rows.tokens < tokens.seg_start)] - tokens.loc_start
-            assert ((bins % SMALL.loc_step == 0) | (bins == 1023)).all()
-            n_places += len(bins)
-            assert torch.equal(rows.mask_loss, rows.mask_input & (rows.mask_ar == 1))
-            last = rows.mask_input.sum(dim=1) - 1
-            assert (rows.tokens.gather(1, last[:, None]) == tokens.eos).all()
-    assert n_places > 8
-
-
-def test_patches_tell_whose_they_are_where_it_ends_and_what_its_mask_is(writer):
+def test_patches_tell_whose_they_are_where_it_ends_and_what_its_mask_is():
+    vae = MaskVae.from_npz(FOLDER / "mask_vae.npz").eval()
     scene = sample_scene(5, "plain")
     drawn = render(scene)
-    (codes,) = writer.codes([(scene, drawn)])
+    (codes,) = mask_codes([(scene, drawn)], vae)
     owner = patch_owners(scene, drawn, TINY.vision.grid)
     kinds, colours, edges, masks = patch_targets(scene, drawn, owner, codes)
     h, w = scene.size_hw
@@ -120,7 +73,7 @@ def test_patches_tell_whose_they_are_where_it_ends_and_what_its_mask_is(writer):
         assert own.any()
         x1, y1, x2, y2 = drawn.boxes_xyxy_px[i]
         assert np.allclose(edges[own] / 1023, [y1 / h, x1 / w, y2 / h, x2 / w], atol=0.5 / 1023)
-        decoded = writer.vae.decode(torch.from_numpy(masks[own][:1])).numpy()[0] > 0
+        decoded = vae.decode(torch.from_numpy(masks[own][:1])).numpy()[0] > 0
         truth = crop_mask(drawn.masks[i], (y1 / h, x1 / w, y2 / h, x2 / w)) > 0.5
         assert (decoded & truth).sum() / (decoded | truth).sum() > 0.8
         assert len(set(kinds[own])) == len(set(colours[own])) == 1
@@ -129,28 +82,33 @@ def test_patches_tell_whose_they_are_where_it_ends_and_what_its_mask_is(writer):
     assert (masks[nothing] == -1).all()
 
 
-def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(work, tmp_path, monkeypatch):
-    options = TrainOptions(steps=4, warmup=2, workers=0, save_minutes=0.0)
+def test_what_is_shipped_is_the_preset_in_half_precision_with_its_history(tmp_path):
+    """Rows that pad the table, for kernels of a training, are left out; every answer stays."""
+    import yaml
 
-    def run(folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        for name in ("tokenizer.model", "mask_vae.npz"):
-            (folder / name).write_bytes((work / name).read_bytes())
-        assert train(TINY, folder, options, SMALL)
-
-    run(tmp_path / "whole")
-    steps = training._steps
-
-    def two_steps(*args: object) -> Iterator[Step]:
-        yield from islice(steps(*args), 2)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(training, "_steps", two_steps)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "halves")
-    assert torch.load(tmp_path / "halves" / "state.pt", weights_only=True)["step"] == 2
-    run(tmp_path / "halves")
-    whole, halves = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "halves"))
-    for part in ("model", "average", "heads"):
-        assert all(torch.equal(whole[part][name], halves[part][name]) for name in whole[part]), part
+    config, weights = read(FOLDER, dtype=torch.float32)
+    padded = torch.cat([weights[TABLE], torch.zeros(64, config.text.width)])
+    model = tmp_path / "run" / "model"
+    write(
+        model, with_table_rows(config, len(padded)), {**weights, TABLE: padded},
+        beside=[FOLDER / "tokenizer.model", FOLDER / "mask_vae.npz"],
+    )  # fmt: skip
+    recipe = small_recipe("stage1", FOLDER, tmp_path / "run", 112, TinyOptions(steps=30, seed=5), "cpu")
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(to_tree(recipe)))
+    export(TINY, model, tmp_path / "out", [{"lesson": "stage 0"}, lesson_of("stage 1", tmp_path / "run")])
+    shipped, tensors = read(tmp_path / "out")
+    assert shipped == TINY
+    assert all(tensor.dtype == torch.float16 for tensor in tensors.values())
+    assert all(torch.equal(tensors[name].float(), weights[name]) for name in weights)
+    assert [lesson["lesson"] for lesson in history_of(tmp_path / "out")] == ["stage 0", "stage 1"]
+    assert history_of(tmp_path / "out")[1] == {
+        "lesson": "stage 1", "steps": 30, "resolution": 112, "examples_per_step": 160, "lr": 1.5e-3, "cooldown": 0.35,
+        "seed": 5,
+    }  # fmt: skip
+    assert history_of(tmp_path / "run") == history_of(None) == []
+    scene = sample_scene(5, "plain")
+    label = scene.things[0].name
+    first, second = (load(folder).segment(render(scene).image, label) for folder in (FOLDER, tmp_path / "out"))
+    assert first.raw == second.raw
+    assert "<seg" in first.raw
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == TINY.text.vocab_size
