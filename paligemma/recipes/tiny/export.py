@@ -48,9 +48,12 @@ def export(config: PaliGemmaConfig, model: Path, target: Path, history: list[dic
 
 
 def history_of(start: Path | None) -> list[dict[str, Any]]:
-    """The lessons that a model went through before; none where it does not say."""
-    file = None if start is None else start / HISTORY
-    return json.loads(file.read_text()) if file is not None and file.is_file() else []
+    """The lessons that a model went through before, one that is not known where it does not say; none without one."""
+    if start is None:
+        return []
+    file = start / HISTORY
+    said = json.loads(file.read_text()) if file.is_file() else None
+    return said if isinstance(said, list) else [{"lesson": f"before, not known ({start.name})"}]
 
 
 def lesson_of(name: str, run: Path) -> dict[str, Any]:
