@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     huge_pages()  # as the run would
+    from paligemma.recipes.start import config_of, steps_of
     from paligemma.train.devices import device_of
     from paligemma.train.pace import pace
     from paligemma.train.plan import advice, largest_part, plan
@@ -44,18 +45,19 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError(f"--devices {args.devices}: expected at least 1.")
     recipe = recipe_of(args)
     device = device_of(args.device or "this")
-    config = config_of(recipe.model)
+    config = config_of(recipe.model, recipe.resolution)
     setup, n_examples, method, why = _setup(args, recipe, config, device)
     planned = plan(config, setup)
     speed = pace(config, setup, planned, device)
-    steps = recipe.steps or (max(1, round(recipe.epochs * n_examples / setup.batch_size)) if n_examples else None)
+    steps = steps_of(recipe, n_examples)
     seconds = None if steps is None else steps * speed.step_s
     largest = largest_part(config, setup, device.memory_bytes)
     peak = planned.peak
     answer: dict[str, Any] = {
         "model": config.name or recipe.model, "method": method, "why": why, "device": device.name,
         "devices": setup.devices, "strategy": "fsdp" if setup.sharded else "ddp" if setup.devices > 1 else "one",
-        "batch_size": setup.batch_size, "part_size": setup.rows, "text_tokens": setup.text_length,
+        "batch_size": setup.batch_size, "part_size": setup.rows,
+        "image_tokens": setup.length(config) - setup.text_length, "text_tokens": setup.text_length,
         "memory_bytes": {
             "weights": peak.weights, "gradients": peak.gradients, "moments": peak.moments,
             "activations": peak.activations, "working": peak.working, "total": planned.total_bytes,
@@ -76,20 +78,6 @@ def run(args: argparse.Namespace) -> int:
     if not answer["fits"]:
         print(f"\nIt does not fit: {advice(config, setup, device.memory_bytes)}")
     return 0
-
-
-def config_of(model: str) -> "PaliGemmaConfig":
-    """The configuration behind a name, by size and resolution where it is a published one: nothing is fetched."""
-    from paligemma.api.loading import find
-    from paligemma.checkpoints import open_checkpoint
-    from paligemma.presets import MODEL_PRESETS
-
-    words = [w for w in model.removeprefix("google/").lower().split("-") if w not in ("pt", "mix")]
-    named = MODEL_PRESETS.get("-".join(words)) or MODEL_PRESETS.get(model)
-    if named is not None:
-        return dataclasses.replace(named, name=model)
-    with open_checkpoint(find(model)) as checkpoint:
-        return checkpoint.config
 
 
 def _setup(
@@ -144,7 +132,8 @@ def _told(a: dict[str, Any]) -> str:
         ("on", f"{a['devices']} x {a['device']}{shared}"),
         (
             "batch",
-            f"{a['batch_size']} examples of {a['text_tokens']} text tokens; {a['part_size']} at once on a device",
+            f"{a['batch_size']:,} examples of {a['image_tokens']:,} image and {a['text_tokens']:,} text tokens; "
+            f"{a['part_size']:,} at once on a device",
         ),
         ("trained", f"{a['trained']:,} of {a['parameters']:,} parameters"),
         ("memory", f"{_gib(memory['total'])} of {_gib(memory['available'])} GiB: {held} ({memory['peak_at']})"),

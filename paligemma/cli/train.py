@@ -15,6 +15,7 @@ call the same command again. Stage 0 is `paligemma checkpoint assemble`.
 """
 
 import argparse
+import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from paligemma.errors import OptionError, nearest
 if TYPE_CHECKING:
     from paligemma.recipes.transfer import TransferRecipe
 
+LENGTHS = ("steps", "examples", "epochs")  # of a run: the first that is given decides
 RECIPES = ("transfer", "stage1", "stage2_448", "stage2_896", "mix")
 SHORT = {
     "data": "folder or file of examples, or a mixture in YAML",
@@ -34,7 +36,7 @@ SHORT = {
     "resolution": "side of the pictures, if another than the model's",
     "out": "folder of the run (default: runs/RECIPE)",
     "method": "auto, full, frozen, lora, dora, qlora (default: auto)",
-    "epochs": "passes over the examples (default: 10)",
+    "epochs": "passes over the examples (default: 10), in place of a recipe's examples or steps",
     "steps": "updates, in place of epochs",
     "lr": "learning rate (default: 1e-5, adapters 2e-4)",
     "device": "auto, cpu, cuda, mps (default: auto)",
@@ -108,28 +110,39 @@ def recipe_of(args: argparse.Namespace) -> "TransferRecipe":
         if not equals:
             raise OptionError(f"--set {pair}: expected NAME=VALUE, for example --set optim.clip_norm=0.5.")
         changes[name.strip()] = value.strip()
+    # How long a run is stands in one of three fields; a longer-lived one must not win over the one that is asked for.
+    for i, name in enumerate(LENGTHS):
+        if name in changes:
+            changes = {**dict.fromkeys(LENGTHS[:i], None), **changes}
     path = Path(args.recipe)
     if path.suffix in (".yaml", ".yml"):
         recipe = from_tree(TransferRecipe(data=args.data or ""), read_yaml(path))
     else:
-        recipe = named(args.recipe, args.data or "", args.model, changes.get("resolution"))
+        recipe = named(args.recipe, args.data or "", args.model, changes)
     return changed(recipe, changes)
 
 
-def named(name: str, data: str, model: str | None, resolution: str | None) -> "TransferRecipe":
+def named(name: str, data: str, model: str | None, changes: dict[str, Any]) -> "TransferRecipe":
     """A recipe by its name; what it starts from decides some of its numbers.
+
+    Args:
+        changes: to it; those from which other numbers follow are taken out.
 
     Raises:
         OptionError: no such recipe, or a stage without a model to start from.
     """
     from paligemma.recipes.transfer import TransferRecipe
+    from paligemma.recipes.tree import from_tree_field
 
     if name == "transfer":
         return TransferRecipe(data=data)
-    given: dict[str, Any] = {"resolution": int(resolution)} if resolution and resolution.isdigit() else {}
+    resolution = str(changes.get("resolution", ""))
+    given: dict[str, Any] = {"resolution": int(resolution)} if resolution.isdigit() else {}
     if name.startswith("transfer."):
         from paligemma.recipes import transfers
 
+        if "method" in changes and "lr" not in changes:
+            given["method"] = changes["method"]
         return transfers.recipe(name.removeprefix("transfer."), data=data, model=model, **given)
     if name in ("stage0", "stage_0"):
         raise OptionError(
@@ -141,11 +154,14 @@ def named(name: str, data: str, model: str | None, resolution: str | None) -> "T
             f"{nearest(name, RECIPES)}"
         )
     from paligemma.recipes import stages
-    from paligemma.recipes.finish import base_config
+    from paligemma.recipes.start import config_of
 
     if model is None:
         raise OptionError(f"{name} without --model: expected what it starts from, the folder that stage 0 or 1 wrote.")
-    return stages.recipe(name, data=data, model=model, config=base_config(model), **given)
+    own = {f.name for f in dataclasses.fields(stages.Stage)} - {f.name for f in dataclasses.fields(TransferRecipe)}
+    for field in own & set(changes):
+        given[field] = from_tree_field(stages.Stage, field, changes.pop(field))
+    return stages.recipe(name, data=data, model=model, config=config_of(model), **given)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

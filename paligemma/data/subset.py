@@ -49,7 +49,7 @@ def held_out(source: Any, share: float) -> tuple[Subset, Subset, str]:
         What is learned, what is held out (nothing for a mixture or a stream), and where that comes from.
     """
     is_line = getattr(source, "is_ordered", False) or getattr(source, "is_sequential", False)
-    picture = _pictures(source) if not is_line and share else np.zeros(0, np.int64)
+    picture = pictures_of_rows(source) if not is_line and share else np.zeros(0, np.int64)
     n = int(picture.max(initial=-1)) + 1
     if n and not round(n * share):  # many rows about a handful of pictures
         picture, n = np.arange(len(source)), len(source)
@@ -75,7 +75,7 @@ def problems_of(source: Any) -> Iterator[str]:
         yield from (f"{name}: {problem}" for problem in problems_of(part.source))
 
 
-def _pictures(source: Any) -> NDArray[np.int64]:
+def pictures_of_rows(source: Any) -> NDArray[np.int64]:
     """Which picture each row is about, numbered in the order of the first; one for each row where nobody says."""
     n = len(source)
     keys = getattr(source, "picture_keys", lambda: None)()

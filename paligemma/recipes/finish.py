@@ -13,12 +13,12 @@ from paligemma.api.loading import find, pick_device
 from paligemma.checkpoints import merge, open_checkpoint, read_adapter, write
 from paligemma.checkpoints.convert import padded_rows
 from paligemma.checkpoints.lora_write import write_adapter
-from paligemma.config import PaliGemmaConfig
 from paligemma.evals.folder import FolderReport, evaluate_folder
 from paligemma.models.lora import merge_lora
 from paligemma.recipes.card import write_card
 from paligemma.recipes.memory import fits_whole
 from paligemma.recipes.rows import Rows
+from paligemma.recipes.start import config_of
 from paligemma.recipes.tree import to_tree
 from paligemma.train.hooks import read_log
 from paligemma.train.ranks import Ranks
@@ -55,7 +55,7 @@ def finish(
     if pg.device.type != place.type:  # a run that was shared out is put together on the CPU
         del pg
         choices = {} if model else {**dict(recipe.choices), "resolution": recipe.resolution}  # a whole one says so
-        where = place if fits_whole(base_config(model or recipe.model), place, Ranks()) else "cpu"
+        where = place if fits_whole(config_of(model or recipe.model), place, Ranks()) else "cpu"
         pg = load(model or recipe.model, device=where, adapter=None if model else adapter, **choices)
     report = answers_of(pg, held_out, recipe, progress) if len(held_out) else None
     if report is not None:
@@ -74,12 +74,6 @@ def finish(
     write_card(folder, to_tree(recipe), report, before_scores, n_train=n_train)
     say(f"the tuned model: {model or adapter}")
     return model, adapter, report
-
-
-def base_config(name: str | Path) -> PaliGemmaConfig:
-    """What stands in a checkpoint's header."""
-    with open_checkpoint(find(name)) as checkpoint:
-        return checkpoint.config
 
 
 def write_weights(recipe: "TransferRecipe", pg: PaliGemma, folder: Path) -> tuple[Path | None, Path | None, PaliGemma]:

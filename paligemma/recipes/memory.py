@@ -42,13 +42,20 @@ def setup_of(
         batch_size=recipe.loader.batch_size,
         text_length=text,
         target_length=min(text, lengths.longest_target if lengths is not None else 32),
-        n_images=max(1, lengths.n_images) if lengths is not None else 1,
+        n_images=max(1, lengths.n_images) if lengths is not None else _pictures_of(recipe.form),
         weight_bytes=_BYTES[dtype],
         compute_bytes=_BYTES[compute],
         recompute=recipe.recompute,
         devices=devices,
         on_cuda=device.type == "cuda",
     )
+
+
+def _pictures_of(form: str | None) -> int:
+    """Pictures of a row where none was looked at: of a clip, its frames."""
+    from paligemma.recipes.transfers.table import TRANSFERS  # its rows are opened by recipes, which are made with this
+
+    return 1 if form is None else TRANSFERS[form].n_frames or TRANSFERS[form].n_images
 
 
 def method_of(

@@ -15,6 +15,7 @@ Sources: PG1 = PaliGemma report (arXiv 2407.07726) section 3.2 and appendix; PG2
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from paligemma.config import PaliGemmaConfig
@@ -22,6 +23,8 @@ from paligemma.data.augment import AugmentOptions
 from paligemma.data.loader import LoaderOptions
 from paligemma.data.robust import RobustOptions, crop_options
 from paligemma.errors import OptionError, nearest
+from paligemma.presets import MODEL_PRESETS
+from paligemma.recipes.start import config_of
 from paligemma.recipes.transfer import TransferRecipe
 from paligemma.train.optim import OptimOptions
 from paligemma.train.schedule import Duration, Schedule
@@ -105,7 +108,8 @@ def recipe(
     Args:
         name: of `STAGES`.
         data, model, out: as in `TransferRecipe`; out is runs/{name} where it is not given.
-        config: of the model; decides the learning rate and whether there are soft caps. None: PaliGemma 2 3B.
+        config: of the model; decides the learning rate and whether there are soft caps. None: that of a model on disk
+            or of a published name, else PaliGemma 2 3B.
         changes: fields of the stage that shall be otherwise.
 
     Raises:
@@ -123,6 +127,8 @@ def recipe(
         if change not in known:
             raise OptionError(f"a stage has no '{change}': expected one of {', '.join(known)}.{nearest(change, known)}")
     stage = dataclasses.replace(STAGES[name], **changes)
+    if config is None and (Path(model).exists() or model in MODEL_PRESETS):
+        config = config_of(model)
     size, is_second = _size(config)
     lr = stage.lr.get(size, stage.lr.get("3b", 1e-5))
     text_length = stage.text_length
@@ -158,8 +164,8 @@ def recipe(
 def _schedule(stage: Stage, ramp: int, before: int) -> Schedule:
     if stage.schedule != "rsqrt":
         return Schedule(kind="cosine", warmup=Duration(percent=0.05))
-    # Updates of the stages before, in batches of this one, less their warm-up, from whose end the curve counts.
-    shift = (stage.seen_before - before) / stage.batch_size if stage.seen_before else 0.0
+    # The stages before less their warm-up, from whose end the curve counts; in examples, whatever a batch holds.
+    shift = Duration(examples=stage.seen_before - before) if stage.seen_before else 0.0
     warmup = Duration(examples=ramp) if ramp else Duration()
     return Schedule(kind="rsqrt", timescale=stage.timescale, shift=shift, warmup=warmup)
 

@@ -16,6 +16,7 @@ from paligemma.checkpoints import open_checkpoint
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import OptionError
 from paligemma.models.lora import add_lora
+from paligemma.presets import MODEL_PRESETS
 from paligemma.processing.processor import Processor
 from paligemma.recipes.tree import to_tree
 from paligemma.train.loop import Loss, default_loss, prepare
@@ -75,6 +76,21 @@ def open_base(recipe: "TransferRecipe") -> Base:
     return Base(path, config, Processor(config, words), pick_device(recipe.device), fingerprint(path))
 
 
+def config_of(model: str | Path, resolution: int | None = None) -> PaliGemmaConfig:
+    """The configuration behind a name, by size and resolution where it is a published one: nothing is fetched for it.
+
+    Args:
+        resolution: side of the pictures, if another than the checkpoint's.
+    """
+    words = [w for w in str(model).removeprefix("google/").lower().split("-") if w not in ("pt", "mix")]
+    named = MODEL_PRESETS.get("-".join(words)) if not Path(model).exists() else None
+    if named is None:
+        with open_checkpoint(find(model), resolution=resolution) as checkpoint:
+            return checkpoint.config
+    vision = dataclasses.replace(named.vision, resolution=resolution or named.vision.resolution)
+    return dataclasses.replace(named, vision=vision, name=str(model))
+
+
 def data_options(recipe: "TransferRecipe", base: Base) -> dict[str, Any]:
     """How a recipe's data are opened; mask codes, pictures and tokens are those of the base model."""
     vae = find_mask_vae(base.path, None)
@@ -105,15 +121,25 @@ def method_before(folder: Path) -> str | None:
     return method if isinstance(method, str) else None
 
 
+def steps_of(recipe: "TransferRecipe", n_examples: int | None) -> int | None:
+    """Updates of a run; None where it makes passes over rows that nobody has counted."""
+    if recipe.steps is not None:
+        return recipe.steps
+    n_seen: float | None = recipe.examples
+    if n_seen is None and n_examples is not None:
+        n_seen = recipe.epochs * n_examples
+    return None if n_seen is None else max(1, round(n_seen / recipe.loader.batch_size))
+
+
 def settled(recipe: "TransferRecipe", method: str, n_examples: int, device: torch.device) -> "TransferRecipe":
     """The recipe with everything that was left open decided: what is saved beside the weights."""
-    n_seen = recipe.examples or recipe.epochs * n_examples
-    steps = recipe.steps or max(1, round(n_seen / recipe.loader.batch_size))
+    steps = steps_of(recipe, n_examples)
+    assert steps is not None, "the rows are counted"
     is_adapter = method in ADAPTERS
     lr = recipe.lr or (ADAPTER_LR if is_adapter else FULL_LR)
     schedules = recipe.optim.schedules
     if method == "frozen" and ("image", None) not in schedules:
-        schedules = (*schedules, ("image", None))
+        schedules = (("image", None), *schedules)  # the first rule that matches a weight holds
     dtype = recipe.base_dtype
     if dtype == "auto":
         dtype = "bfloat16" if is_adapter and device.type == "cuda" else "float32"

@@ -86,7 +86,7 @@ class Schedule:
         power: of a linear schedule; 2 falls fast at first.
         stairs: (step, factor) pairs in order; each factor holds from its step on, 1 before the first.
         timescale: of "rsqrt", in steps.
-        shift: of "rsqrt", steps that count as passed already when warm-up ends.
+        shift: of "rsqrt", what counts as passed already when warm-up ends: steps, or a duration.
     """
 
     kind: Kind = "cosine"
@@ -96,7 +96,7 @@ class Schedule:
     power: float = 1.0
     stairs: tuple[tuple[int, float], ...] = ()
     timescale: float = 10_000.0
-    shift: float = 0.0
+    shift: Duration | float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -117,20 +117,21 @@ class Schedule:
         sizes = {"batch_size": batch_size, "n_examples": n_examples}
         warmup = self.warmup.in_steps(total_steps, **sizes)
         cooldown = self.cooldown.in_steps(total_steps, **sizes)
-        factor = self._course(step, warmup, total_steps)
+        shift = self.shift.in_steps(total_steps, **sizes) if isinstance(self.shift, Duration) else self.shift
+        factor = self._course(step, warmup, total_steps, shift)
         if warmup:
             factor *= min(1.0, step / warmup)
         if cooldown:
             factor *= min(1.0, (total_steps - step) / cooldown)
         return max(0.0, factor)
 
-    def _course(self, step: int, warmup: int, total_steps: int) -> float:
+    def _course(self, step: int, warmup: int, total_steps: int, shift: float) -> float:
         if self.kind == "constant":
             return 1.0
         if self.kind == "stair":
             return next((factor for start, factor in reversed(self.stairs) if step >= start), 1.0)
         if self.kind == "rsqrt":
-            return 1 / math.sqrt(1 + (max(step - warmup, 0) + self.shift) / self.timescale)
+            return 1 / math.sqrt(1 + (max(step - warmup, 0) + shift) / self.timescale)
         progress = min(1.0, max(0.0, (step - warmup) / max(1, total_steps - warmup)))
         if self.kind == "cosine":
             return 0.5 * (1 + math.cos(math.pi * progress))

@@ -85,7 +85,7 @@ def trained_names(config: PaliGemmaConfig, setup: Setup) -> dict[str, int]:
         return found
     frozen = setup.optim.schedules
     if setup.method == "frozen":
-        frozen = (*frozen, ("image", None))
+        frozen = (("image", None), *frozen)
     return {
         name: math.prod(shape)
         for name, shape in shapes.items()

@@ -17,8 +17,7 @@ from paligemma.data.order import Draw
 from paligemma.data.rows import open_rows
 from paligemma.data.sources.open import open_data
 from paligemma.recipes import stages
-from paligemma.recipes.finish import base_config
-from paligemma.recipes.start import open_base
+from paligemma.recipes.start import config_of, open_base
 from paligemma.recipes.transfer import as_learned, loader_of, rows_of
 from paligemma.recipes.tree import changed
 
@@ -130,7 +129,7 @@ def test_a_page_shows_rows_as_a_run_does(coco, tmp_path):
     assert main([*words, "--out", str(out), *[word for change in changes for word in ("--set", change)]]) == 0
     page = html.unescape(out.read_text())
 
-    whole = stages.recipe("stage1", data=str(coco), model="tiny", config=base_config("tiny"))
+    whole = stages.recipe("stage1", data=str(coco), model="tiny", config=config_of("tiny"))
     recipe = changed(whole, {"task": "detect", **dict(change.split("=", 1) for change in changes)})
     base = open_base(recipe)
     loader = loader_of(recipe, as_learned(recipe, rows_of(recipe, base)[0]), base.processor)

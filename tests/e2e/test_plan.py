@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import yaml
 
 from paligemma.cli.main import main
 from paligemma.presets import MODEL_PRESETS
@@ -46,6 +47,33 @@ def test_total_time_and_cost_follow_from_the_step(capsys):
     assert plan["steps"] == 1600 * 5 / 8
     assert plan["total_s"] == pytest.approx(plan["steps"] * plan["step_s"])
     assert plan["cost"] == pytest.approx(plan["total_s"] / 3600 * 3 * 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "image_tokens", "steps"),
+    [
+        (["stage1", "--model", "paligemma2-3b-pt-224"], 256, 122_070),
+        (["stage2_448", "--model", "paligemma2-3b-pt-224"], 1024, 6104),
+        (["stage2_896", "--model", "paligemma2-3b-pt-448", "--steps", "9"], 4096, 9),
+        (["transfer.msrvtt_cap", "--examples", "5000"], 16 * 256, 5000 * 20 / 128),
+        (["transfer.nlvr2", "--model", "paligemma2-3b-pt-448"], 2 * 1024, None),
+        (["transfer.notebook", "--model", "paligemma2-3b-pt-224", "--examples", "80"], 256, 64),
+        (["transfer.notebook", "--model", "tiny", "--examples", "80", "--epochs", "2"], 64, 20),
+    ],
+)
+def test_what_a_recipe_sees_and_how_long_it_lasts_is_planned(words, image_tokens, steps, capsys):
+    assert main(["plan", *words, "--device", "h200", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["image_tokens"], plan["steps"]) == (image_tokens, None if steps is None else round(steps))
+
+
+def test_fields_of_a_stage_can_be_set_and_what_follows_from_them_follows(capsys):
+    words = ["train", "stage1", "--model", "paligemma2-3b-pt-224", "--show", "--set", "image_ramp=5000000"]
+    assert main(words) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["optim"]["schedules"][0][1]["warmup"]["examples"] == 5_000_000
+    assert main(["train", "stage1", "--model", "tiny", "--show", "--set", "image_rampp=1"]) == 2
+    assert "image_ramp" in capsys.readouterr().err
 
 
 def test_the_largest_batch_fits_and_one_more_does_not(capsys):

@@ -41,6 +41,7 @@ def read_clip(
     stride: int | None = None,
     fps: float | None = None,
     start_s: float = 0.0,
+    end_s: float | None = None,
 ) -> tuple[Picture, ...]:
     """Frames of a video file, or of a folder with a picture per frame, sorted by the numbers in their names.
 
@@ -51,7 +52,7 @@ def read_clip(
         n_frames: at most so many.
         stride: frames of the source from one to the next.
         fps: frames a second, in place of a stride: at each time the frame that is shown then. Neither: evenly spread.
-        start_s: where the clip begins.
+        start_s, end_s: where the clip begins, and where it ends before the file does.
 
     Returns:
         uint8[H, W, 3] each.
@@ -61,25 +62,29 @@ def read_clip(
         MissingExtra: a video file without PyAV.
     """
     path = Path(path)
-    _check(n_frames, stride, fps, start_s)
+    _check(n_frames, stride, fps, start_s, end_s)
     if path.is_dir():
-        if fps is not None or start_s:
+        if fps is not None or start_s or end_s is not None:
             raise OptionError(f"{path} is a folder of frames, which have no time: expected stride, not fps or start_s.")
         return _of_folder(path, n_frames, stride)
     if not path.is_file():
         raise DataError(f"{path}: no such file: expected a video or a folder of frames. Check the path.")
     wanted: Sequence[int] = range(0, n_frames * stride, stride) if stride else ()
     if stride is None and fps is None:
-        wanted = evenly(_count(path, start_s), n_frames)
+        wanted = evenly(_count(path, start_s, end_s), n_frames)
     with _opened(path) as (container, stream):
         shown = _decoded(path, container, stream, start_s)
+        if end_s is not None:
+            limit = end_s - _blur(stream)
+            shown = itertools.takewhile(lambda timed: timed[0] < limit, shown)
         if fps is None:
             frames = _numbered(shown, wanted)
         else:
             frames = _at_times(shown, fps, n_frames, float(1 / _rate(stream)), _blur(stream))
     if not frames:
         raise DataError(
-            f"{path} has no frames{f' after {start_s:g} s' if start_s else ''}: expected a video. Check it."
+            f"{path} has no frames{f' after {start_s:g} s' if start_s else ''}"
+            f"{'' if end_s is None else f' before {end_s:g} s'}: expected a video. Check it."
         )
     return tuple(frames)
 
@@ -121,7 +126,7 @@ def is_video(path: str | Path) -> bool:
 def clip_of_row(
     row: Mapping[str, Any], folder: str | Path, where: str, *, allow_outside: bool = False
 ) -> tuple[Picture, ...]:
-    """The frames of a row {"video": "a.mp4", "n_frames": 16, "stride": 9}; also fps and start_s.
+    """The frames of a row {"video": "a.mp4", "n_frames": 16, "stride": 9}; also fps, start_s and end_s.
 
     Raises:
         DataError: no video there, an option of the wrong kind, or a file that cannot be read; with the row's name.
@@ -129,7 +134,7 @@ def clip_of_row(
     name = row.get("video")
     if not isinstance(name, str) or not name:
         raise DataError(f"{where}: the video is {name!r}: expected the name of a file or of a folder of frames.")
-    options = {key: row[key] for key in ("n_frames", "stride", "fps", "start_s") if row.get(key) is not None}
+    options = {key: row[key] for key in ("n_frames", "stride", "fps", "start_s", "end_s") if row.get(key) is not None}
     for key, value in options.items():
         kinds = int if key in ("n_frames", "stride") else int | float
         if isinstance(value, bool) or not isinstance(value, kinds):
@@ -145,7 +150,7 @@ def clip_of_row(
         raise DataError(f"{where}: {error}") from None
 
 
-def _check(n_frames: int, stride: int | None, fps: float | None, start_s: float) -> None:
+def _check(n_frames: int, stride: int | None, fps: float | None, start_s: float, end_s: float | None) -> None:
     if n_frames < 1 or (stride is not None and stride < 1):
         raise OptionError(f"n_frames={n_frames}, stride={stride}: expected at least 1 of each.")
     if fps is not None and not 0 < fps < float("inf"):
@@ -154,6 +159,8 @@ def _check(n_frames: int, stride: int | None, fps: float | None, start_s: float)
         raise OptionError(f"stride={stride} and fps={fps}: expected one of them.")
     if not 0 <= start_s < float("inf"):
         raise OptionError(f"start_s={start_s}: expected 0 seconds or more.")
+    if end_s is not None and not start_s < end_s < float("inf"):
+        raise OptionError(f"start_s={start_s}, end_s={end_s}: expected an end behind the start.")
 
 
 def _of_folder(folder: Path, n_frames: int, stride: int | None) -> tuple[Picture, ...]:
@@ -248,18 +255,19 @@ def _timed(container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
         yield float((frame.pts - first) * tick if frame.pts is not None else n_seen / rate), frame
 
 
-def _count(path: Path, start_s: float) -> int:
-    """Frames from a time on: as the file's head says, or by its packets, which are not decoded."""
+def _count(path: Path, start_s: float, end_s: float | None) -> int:
+    """Frames from a time on, to another: as the file's head says, or by its packets, which are not decoded."""
     import av
 
     with _opened(path) as (container, stream):
-        if not start_s and stream.frames:
+        if not start_s and end_s is None and stream.frames:
             return int(stream.frames)
         n, first, tick = 0, stream.start_time or 0, stream.time_base
         with suppress(av.error.FFmpegError):
             for packet in container.demux(stream):
                 time = start_s if packet.pts is None else float((packet.pts - first) * tick)
-                n += bool(packet.size) and time >= start_s - _blur(stream)
+                blur = _blur(stream)
+                n += bool(packet.size) and start_s - blur <= time < (float("inf") if end_s is None else end_s - blur)
         return n
 
 

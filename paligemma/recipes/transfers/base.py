@@ -97,6 +97,7 @@ class Transfer:
         lower: answers are lower-cased.
         build: makes the prefix and all true suffixes of a row where that takes more than the fields above.
         also: more columns that a row must hold; with `build`, all but the answer's.
+        passes_over: what an epoch counts: "rows"; or "pictures", of whose rows every pass shows one, each in turn.
         text_length: text tokens that the model sees, bos to eos; the longest answer that is decoded.
         settings: by resolution of the checkpoint; none for what is only scored.
         resize: of pictures in training; resize_eval: when asked, if another. None: as the checkpoint has it.
@@ -120,6 +121,7 @@ class Transfer:
     lower: bool = False
     build: Build | None = None
     also: tuple[Columns, ...] = ()
+    passes_over: Literal["rows", "pictures"] = "rows"
     text_length: int = 32
     settings: Mapping[int, Setting] = field(default_factory=dict)
     resize: Resize | None = "bv_bilinear"

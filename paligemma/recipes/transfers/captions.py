@@ -23,7 +23,7 @@ SUMMARIES: Columns = ("summaries", "summary", *CAPTIONS)
 
 
 def in_a_language(row: Row, turn: Turn) -> tuple[str, list[str]]:
-    """Row: {"captions": {"de": […], "en": […], …}}, or {"language": "de", "captions": […]}.
+    """Row: {"captions": {"de": […], "en": […], …}}, or {"language": "de", "captions": […]}, several to a picture.
 
     Of several languages each is as likely as the others; which one a held-out row is about follows from its captions.
     """
@@ -45,11 +45,12 @@ _COCO = same(Setting(epochs=5, lr=1e-5, weight_decay=1e-6))
 TRANSFERS = {
     "cococap": Transfer(
         name="cococap", prompt=CAPTION, answer=CAPTIONS, settings=_COCO, beams=2, metrics=("CIDEr",),
-        sets=("COCO Karpathy val", "COCO Karpathy test", "NoCaps"), dflt="lr 1e-4, wd 0",
+        sets=("COCO Karpathy val", "COCO Karpathy test", "NoCaps"),
+        final_split="Karpathy train + restval", dflt="lr 1e-4, wd 0",
     ),
     # 5 × 566,435 examples, which are 25 passes over 113,287 pictures; each of the 35 languages as often as the others.
     "coco35l": Transfer(
-        name="coco35l", prompt="caption {language}", answer=CAPTIONS, build=in_a_language,
+        name="coco35l", prompt="caption {language}", answer=CAPTIONS, build=in_a_language, passes_over="pictures",
         settings=same(Setting(epochs=25, lr=1e-5, weight_decay=1e-6)),
         metrics=("CIDEr per language, all split into words as English is",),
         sets=("COCO-35L dev, 35 languages", "XM3600, 36 languages"), dflt="lr 1e-4, wd 0, 566,435 examples",
@@ -62,6 +63,7 @@ TRANSFERS = {
     "scicap": Transfer(
         name="scicap", prompt=CAPTION, answer=CAPTIONS, text_length=96,
         settings=same(Setting(epochs=80, lr=3e-5, dropout=0.1, label_smoothing=0.1)), metrics=("CIDEr", "BLEU-4"),
+        final_split="train + val",
     ),
     "screen2words": Transfer(
         name="screen2words", prompt=CAPTION, answer=SUMMARIES, text_length=24,

@@ -1,10 +1,13 @@
 """From the name of a transfer to something that `recipes.transfer.run` carries out."""
 
 import re
+from pathlib import Path
 from typing import Any
 
+from paligemma.api.loading import EMBEDDED
 from paligemma.data.loader import LoaderOptions
 from paligemma.errors import OptionError
+from paligemma.recipes.start import ADAPTER_LR, ADAPTERS, config_of
 from paligemma.recipes.transfer import TransferRecipe
 from paligemma.recipes.transfers.base import Setting, Transfer
 from paligemma.recipes.transfers.rows import transfer_of
@@ -38,17 +41,17 @@ def recipe(
         name: of `TRANSFERS`.
         data: a folder of JSONL with the transfer's columns (`simple`: anything that `transfer` takes).
         resolution: side of the pictures; decides the numbers, those of the nearest resolution where the table has none
-            for it. None: that in the model's name, else 224.
+            for it. None: that of the model on disk or in its name, else 224.
         model: what to start from; None: the report's checkpoint of that resolution.
         out: folder of the run; runs/transfer.{name}-{resolution} where it is not given.
-        epochs, lr: in place of the table's.
+        epochs, lr: in place of the table's. An adapter asked for with `method` learns at 2e-4 where lr is not given.
         changes: more fields of `TransferRecipe` that shall be otherwise; dotted names lead into its parts.
 
     Raises:
         OptionError: no such transfer or field, or a transfer that is only scored.
     """
     transfer = transfer_of(name)
-    side = resolution or _side_in(model) or 224
+    side = resolution or _side_of(model) or 224
     setting = transfer.setting(side)
     if model is None:
         model = f"{transfer.model}-{_nearest(transfer, side)}"
@@ -78,6 +81,8 @@ def recipe(
     )
     if epochs is not None:
         changes = {"epochs": epochs, "steps": None, **changes}
+    if lr is None and changes.get("method") in ADAPTERS:
+        lr = ADAPTER_LR  # the table's are for whole weights
     if lr is not None:
         changes = {"lr": lr, **changes}
     return changed(made, changes)
@@ -101,9 +106,13 @@ def _optim(transfer: Transfer, setting: Setting) -> OptimOptions:
     )
 
 
-def _side_in(model: str | None) -> int | None:
-    """The resolution that a checkpoint's name ends in."""
-    found = re.search(r"-(\d{3,4})$", model or "")
+def _side_of(model: str | None) -> int | None:
+    """The resolution of a checkpoint that is here, or that the name of one elsewhere ends in."""
+    if model is None:
+        return None
+    if model in EMBEDDED or Path(model).exists():
+        return config_of(model).vision.resolution
+    found = re.search(r"-(\d{3,4})$", model)
     return int(found[1]) if found else None
 
 

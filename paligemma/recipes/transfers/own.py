@@ -51,7 +51,7 @@ TRANSFERS = {
     # The notebook keeps what is frozen, and the image tower's arithmetic, in float16; here all of it is float32.
     "notebook": Transfer(
         name="notebook", prompt=CAPTION, answer=SUFFIX, choose="only", build=as_given, lower=True, text_length=128,
-        resize="float_bilinear_aa", kind="sgd", warmup=0.1, trains="attention",
+        resize="float_bilinear_aa", kind="sgd", warmup=0.1, clip_norm=None, trains="attention",
         settings=same(Setting(epochs=1, lr=0.03, batch_size=8, steps=64), 224),
         metrics=("stored predictions",), source="big_vision configs/proj/paligemma/finetune_paligemma.ipynb",
     ),

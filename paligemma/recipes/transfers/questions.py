@@ -87,30 +87,34 @@ TRANSFERS = {
             448: Setting(epochs=10, lr=1e-5),
         },
         metrics=(VQAV2,), sets=("10,240 of val", "test-std"),
-        final_split="train + val without 10,240", dflt="lr 3e-6, wd 3e-7",
+        final_split="train + val; while tuning, without 10,240 of val", dflt="lr 3e-6, wd 3e-7",
     ),
     "okvqa": Transfer(name="okvqa", prompt=ASK, answer=ANSWERS, resize=AA, settings=_OK, metrics=(VQA,), sets=("val",)),
     "aokvqa_da": Transfer(
         name="aokvqa_da", prompt=ASK, answer=ANSWERS, resize=AA, settings=_OK, metrics=(VQA,), sets=("test",),
+        final_split="train + val",
     ),
     "aokvqa_mc": Transfer(
         name="aokvqa_mc", prompt=CHOOSE, answer=ANSWER, choose="only", build=choose_from, also=CHOICES, resize=AA,
         text_length=128,
         settings=same(Setting(epochs=15, lr=5e-6, batch_size=128)), metrics=("exact match",), sets=("test",),
+        final_split="train + val",
     ),
     "gqa": Transfer(
         name="gqa", prompt=ASK, answer=ANSWER, choose="only",
         settings={224: Setting(epochs=1, lr=1e-5), 448: Setting(epochs=1, lr=1e-5, freeze_image=True)},
-        metrics=("exact match",), sets=("testdev", "xGQA bn de en id ko pt ru zh"), dflt="image tower frozen",
+        metrics=("exact match",), sets=("testdev", "xGQA bn de en id ko pt ru zh"),
+        final_split="balanced train + val", dflt="image tower frozen",
     ),
     "nlvr2": Transfer(
         name="nlvr2", prompt="answer en {sentence}", answer=("label", "answer"), choose="only", build=true_or_false,
-        also=(("sentence",),),        n_images=2, text_length=64,
+        also=(("sentence",),), n_images=2, text_length=64,
         settings={
             224: Setting(epochs=3, lr=1e-5, weight_decay=1e-6),
             448: Setting(epochs=10, lr=3e-6, weight_decay=3e-7),
         },
-        metrics=("exact match",), sets=("test", "MaRVL id sw ta tr zh"), dflt="lr 1e-4",
+        metrics=("exact match",), sets=("test", "MaRVL id sw ta tr zh"), final_split="train + dev",
+        dflt="lr 1e-4, wd 0",
     ),
     # The reference measures perplexity with antialias too, and decodes without.
     "ai2d": Transfer(
@@ -123,21 +127,25 @@ TRANSFERS = {
         name="science_qa", prompt=SCIENCE, answer=ANSWER, choose="only", build=science, also=(*CHOICES, ("hint",)),
         text_length=512,
         settings=same(Setting(epochs=20, lr=1e-5, batch_size=128, freeze_image=True)),
-        metrics=("accuracy of the letter in `the answer is X.`",), dflt="lr 5e-5, 448 px, not frozen",
+        metrics=("accuracy of the letter in `the answer is X.`",), final_split="train + val, rows with a picture",
+        dflt="lr 5e-5, 448 px, not frozen",
     ),
     "rsvqa_lr": Transfer(
         name="rsvqa_lr", prompt=ASK, answer=ANSWER, choose="only", lower=True, resize=AA, resize_eval="bv_bilinear",
         settings=same(Setting(epochs=3, lr=3e-6, label_smoothing=0.2)),
-        metrics=("mean of accuracies by question type",), sets=("test, and without questions for numbers",),
+        metrics=("mean of accuracies by question type",), sets=("test, without questions for numbers", "test"),
+        final_split="train, without questions for numbers",
     ),
     "rsvqa_hr": Transfer(
         name="rsvqa_hr", prompt=ASK, answer=ANSWER, choose="only", lower=True, resize=AA, resize_eval="bv_bilinear",
         settings=same(Setting(epochs=1, lr=1e-5)), metrics=("mean of accuracies by question type",),
-        sets=("test", "test2"),
+        sets=("test and test2, without questions for numbers",),
+        final_split="train, without questions for numbers",
     ),
     "vizwizvqa": Transfer(
         name="vizwizvqa", prompt=ASK, answer=ANSWERS, text_length=48, resize=AA, resize_eval="bv_bilinear",
         settings=same(Setting(epochs=10, lr=1e-5)), metrics=(VQA,), sets=("test, on a server",),
+        final_split="train + val",
     ),
     "tallyqa": Transfer(
         name="tallyqa", prompt=ASK, answer=ANSWER, choose="only", resize=AA,

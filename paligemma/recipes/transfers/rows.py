@@ -4,7 +4,7 @@
   →  answer en what is it?   →   a cat   (another of the answers in the next pass)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paligemma.config import Resize
+from paligemma.data.builders.base import choice_no_replacement
 from paligemma.data.example import Example
 from paligemma.data.sources.folder import picture_size
 from paligemma.data.sources.jsonl import Jsonl, find_splits
-from paligemma.data.subset import Subset, held_out
+from paligemma.data.subset import Subset, held_out, pictures_of_rows
 from paligemma.errors import DataError, OptionError, TaskError, nearest
 from paligemma.processing.image import load_image
 from paligemma.processing.resize import resize
@@ -26,7 +27,7 @@ from paligemma.recipes.transfers.boxes import MASK, mask_of, norm_box_of, outlin
 from paligemma.recipes.transfers.table import TRANSFERS
 from paligemma.tasks.base import MaskEncoder
 
-PICTURES = ("image", "images", "video", "n_frames", "stride", "fps", "start_s")
+PICTURES = ("image", "images", "video", "n_frames", "stride", "fps", "start_s", "end_s")
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,37 @@ class TransferRows:
         return tuple(Prepared(picture, self.resolution, self.how, boxed, where) for picture in found)
 
 
+class OnePerPicture:
+    """Every picture once: each pass shows another of its rows, until all were shown, in random order."""
+
+    def __init__(self, rows: TransferRows, among: Sequence[int]) -> None:
+        self.source, self.name = rows, rows.transfer.name
+        chosen = np.asarray(among, np.int64)
+        picture = pictures_of_rows(rows.jsonl)[chosen]
+        order = np.argsort(picture, kind="stable")
+        self.members = chosen[order]
+        self.starts = np.flatnonzero(np.diff(picture[order], prepend=-1))
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def where(self, index: int) -> str:
+        """How messages call a picture: by its first row."""
+        return self.source.where(int(self.members[self.starts[index]]))
+
+    def __getitem__(self, index: int, /) -> Example:
+        return self.varied(index, 0)
+
+    def varied(self, index: int, epoch: int) -> Example:
+        """The row of a picture that a pass shows."""
+        end = self.starts[index + 1] if index + 1 < len(self) else len(self.members)
+        rows = self.members[self.starts[index] : end]
+        place = choice_no_replacement(
+            len(rows), seed=self.source.seed, key=f"{self.name} {self.where(index)}", epoch=epoch
+        )
+        return self.source.varied(int(rows[place]), epoch // len(rows))
+
+
 def _frames(jsonl: Jsonl, row: Row, where: str, n_frames: int, stride: int | None) -> tuple[Any, ...]:
     """So many frames of a clip; one that is shorter starts over."""
     from paligemma.data.sources.video import tiled
@@ -194,11 +226,12 @@ def open_rows(
     tell_problems(found, skip_broken=skip_broken, say=say)
     options: dict[str, Any] = {"seed": seed, "mask_encoder": mask_encoder, "resolution": resolution}
     train = rows_of(name, found["train"], **options)
+    by_picture = train.transfer.passes_over == "pictures"
     for split in ("valid", "test"):
         if split in found:
-            return train, rows_of(name, found[split], is_training=False, **options), f"the {split} split"
+            whole: Rows = OnePerPicture(train, range(len(train))) if by_picture else train
+            return whole, rows_of(name, found[split], is_training=False, **options), f"the {split} split"
     learned, held, told = held_out(found["train"], valid_share)
-    if not len(held):
-        return train, Subset(train, ()), told
+    rows = learned.rows if len(held) else range(len(train))
     asked = rows_of(name, found["train"], is_training=False, **options)
-    return Subset(train, learned.rows), Subset(asked, held.rows), told
+    return OnePerPicture(train, rows) if by_picture else Subset(train, rows), Subset(asked, held.rows), told

@@ -110,7 +110,7 @@ def _remote_sensing(name: str) -> Scorer:
         right = [float(text in answers) for text, answers in zip(said, known, strict=True)]
         apart = _by(_said_by(rows, "question_type"), right, "accuracy")
         words = [apart[told] for kind in _WORDS[name] if (told := f"accuracy, {kind}") in apart]
-        means = {"mean of kinds": list(apart.values()), "mean of kinds, without numbers": words}
+        means = {"mean of kinds, without numbers": words, "mean of kinds": list(apart.values())}
         return {told: mean(values) for told, values in means.items() if values} | apart
 
     return score_all

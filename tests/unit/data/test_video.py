@@ -92,6 +92,10 @@ def test_the_right_frames_come(clips, kind, options, expected):
         ({"fps": 1.0, "start_s": 1.2}, [12, 22]),
         ({"stride": 5, "start_s": 1.2}, [12, 17, 22]),
         ({"n_frames": 2, "start_s": 1.2}, [12, 26]),
+        ({"n_frames": 2, "start_s": 1.2, "end_s": 2.0}, [12, 19]),
+        ({"stride": 5, "start_s": 1.2, "end_s": 1.9}, [12, 17]),
+        ({"stride": 9, "end_s": 1.8}, [0, 9]),
+        ({"fps": 2.0, "end_s": 1.1}, [0, 5, 10]),
     ],
 )
 def test_the_right_times_come(clips, kind, options, expected):
@@ -178,6 +182,7 @@ def test_a_damaged_frame_in_a_folder_is_named(tmp_path):
     [
         ({"n_frames": 0}, "n_frames=0"), ({"stride": 0}, "stride=0"), ({"fps": 0.0}, "fps=0"),
         ({"fps": 1.0, "stride": 2}, "expected one of them"), ({"start_s": -1.0}, "start_s=-1"),
+        ({"start_s": 2.0, "end_s": 2.0}, "expected an end behind the start"),
     ],
 )  # fmt: skip
 def test_options_that_make_no_clip_are_refused(clips, options, message):

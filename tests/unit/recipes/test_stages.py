@@ -1,18 +1,20 @@
 """Stages are recipes whose numbers are those of the reports, and whose learning rate is one curve."""
 
 import pytest
+import torch
 import yaml
 
 from paligemma.data.convert import write_split
 from paligemma.data.world.records import WorldRecords
 from paligemma.errors import OptionError
 from paligemma.presets import MODEL_PRESETS
-from paligemma.recipes.finish import base_config
 from paligemma.recipes.rows import mixture_of
 from paligemma.recipes.stages import STAGES, recipe
-from paligemma.recipes.start import open_base
+from paligemma.recipes.start import config_of, open_base, settled
 from paligemma.recipes.transfer import TransferRecipe, as_learned, rows_of
-from paligemma.recipes.tree import from_tree, to_tree
+from paligemma.recipes.tree import changed, from_tree, to_tree
+from paligemma.train.optim import first_match
+from paligemma.train.setup import Setup, trained_names
 
 
 def of(name: str, preset: str = "paligemma2-3b-224", **changes: object) -> TransferRecipe:
@@ -51,7 +53,7 @@ def test_stage_two_draws_what_needs_pixels_more_often(tmp_path):
     (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({"sources": sources}, sort_keys=False))
     shares = {}
     for name in ("stage1", "stage2_448", "stage2_896"):
-        made = recipe(name, data=str(tmp_path / "mixture.yaml"), model="tiny", config=base_config("tiny"))
+        made = recipe(name, data=str(tmp_path / "mixture.yaml"), model="tiny", config=config_of("tiny"))
         train, _, _ = rows_of(made, open_base(made))
         shares[name] = mixture_of(as_learned(made, train)).shares
     assert shares == {"stage1": (0.5, 0.5), "stage2_448": (0.25, 0.75), "stage2_896": (0.25, 0.75)}
@@ -77,6 +79,29 @@ def test_the_curve_goes_on_from_stage_to_stage():
         for image in (False, True):
             assert factor(after, 0, image) == pytest.approx(factor(before, n, image), rel=1e-4)
             assert factor(after, 0, image) > factor(after, 1, image)
+
+
+@pytest.mark.parametrize("batch_size", [64, 1024])
+def test_the_curve_goes_on_whatever_a_batch_holds(batch_size):
+    first, second = (changed(of(name), {"loader.batch_size": batch_size}) for name in ("stage1", "stage2_448"))
+    for image in (False, True):
+        end = factor(first, round(first.examples / batch_size), image)
+        assert factor(second, 0, image) == pytest.approx(end, rel=1e-4)
+
+
+def test_a_frozen_tower_rests_in_stages_too():
+    stage = settled(of("stage1"), "frozen", 1000, torch.device("cpu"))
+    names = ["vision.blocks.0.mlp.up.weight", "projector.weight", "text.blocks.0.mlp.up.weight"]
+    found = [first_match(stage.optim.schedules, name, stage.optim.schedule) for name in names]
+    assert found == [None, None, stage.optim.schedule]
+    config = MODEL_PRESETS["paligemma2-3b-224"]
+    trained = trained_names(config, Setup(method="frozen", optim=of("stage1").optim))
+    assert {name.split(".")[0] for name in trained} == {"text"}
+
+
+def test_a_stage_without_a_configuration_asks_the_model(tmp_path):
+    first = recipe("stage1", data="mixture.yaml", model="paligemma-3b-224")
+    assert (first.lr, first.choices) == (2e-5, ())
 
 
 def test_the_image_tower_begins_slowly_and_catches_up():
