@@ -14,10 +14,11 @@ where looking is not enough. `check` leaves with status 0 where nothing is wrong
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from paligemma.cli.run import PATIENCE_S, note, pair
+from paligemma.cli.run import PATIENCE_S, note, pair, writing
 from paligemma.errors import OptionError, nearest
 
 ACTIONS = {
@@ -156,7 +157,7 @@ def _preview(args: argparse.Namespace) -> int:
     shown, processor, vae, max_text = look(args)
     decoder = None if vae is None else vae.decode_array
     page = preview_page(shown, processor, max_text=max_text, mask_decoder=decoder, title=str(args.data))
-    Path(args.out).write_text(page, encoding="utf-8")
+    writing(f"--out {args.out}", lambda: Path(args.out).write_text(page, encoding="utf-8", errors="backslashreplace"))
     n_broken = sum(isinstance(one, PaliGemmaError) for one in shown)
     if args.json:
         print(json.dumps({"page": args.out, "rows": len(shown), "broken": n_broken}))
@@ -172,6 +173,7 @@ def _as_they_lie(args: argparse.Namespace) -> tuple[list[Any], Any, Any, int]:
     from paligemma.data.augment import AugmentOptions
     from paligemma.data.mixture import fetch
     from paligemma.data.order import Draw
+    from paligemma.draw.preview import see
     from paligemma.errors import PaliGemmaError
     from paligemma.processing.processor import Processor
     from paligemma.recipes.tree import changed
@@ -192,11 +194,12 @@ def _as_they_lie(args: argparse.Namespace) -> tuple[list[Any], Any, Any, int]:
         options |= {"mask_encoder": vae.encode_array, "mask_decoder": vae.decode_array}
     shown: list[Any] = []
     for source in _splits(args, **options).values():
+        _require_one_pass(args, is_line=getattr(source, "is_ordered", False))
         n = min(args.n, len(source))
-        for row in range(n):
+        for row in _spread(source, n):
             for epoch in range(args.passes):
                 try:
-                    shown.append(fetch(source, Draw(row * len(source) // n, epoch)))
+                    shown.append(see(fetch(source, Draw(row, epoch)), processor, max_text=max_text + 1))
                 except PaliGemmaError as error:
                     shown.append(error)
     return shown, processor, vae, max_text + 1
@@ -232,17 +235,11 @@ def _as_a_run_shows_them(args: argparse.Namespace) -> tuple[list[Any], Any, Any,
     train, _, _ = rows_of(recipe, base, note)
     loader = loader_of(recipe, as_learned(recipe, train), base.processor)
     is_line = getattr(train, "is_ordered", False)
-    if is_line and args.passes > 1:
-        raise OptionError(
-            "--passes with a mixture, each of whose sources has passes of its own: expected 1. Raise --n."
-        )
-    n = min(args.n, len(train))
-    every = 1 if getattr(train, "is_sequential", False) else len(train) / n
+    _require_one_pass(args, is_line=is_line)
     shown: list[Any] = []
-    for i in range(n):
+    for row in _spread(train, min(args.n, len(train))):
         for epoch in range(args.passes):
             try:
-                row = int(i * every)
                 place = row if is_line else loader.line.place(Draw(row, epoch))
                 shown.append(sight_of(*loader.example(place), base.processor))
             except PaliGemmaError as error:
@@ -250,9 +247,22 @@ def _as_a_run_shows_them(args: argparse.Namespace) -> tuple[list[Any], Any, Any,
     return shown, base.processor, find_mask_vae(base.path, None), recipe.loader.max_text
 
 
-def _convert(args: argparse.Namespace) -> int:
-    from paligemma.data.convert import WRITERS, all_labels, holds_records, write_split
+def _spread(source: Any, n: int) -> list[int]:
+    """Numbers of n rows, evenly chosen; the first ones of a stream, which has to be read up to each."""
+    return [i if getattr(source, "is_sequential", False) else i * len(source) // n for i in range(n)]
 
+
+def _require_one_pass(args: argparse.Namespace, *, is_line: bool) -> None:
+    if is_line and args.passes > 1:
+        raise OptionError(
+            "--passes with a mixture, each of whose sources has passes of its own: expected 1. Raise --n."
+        )
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from paligemma.data.convert import WRITERS, all_labels, holds_records, refuse_itself, write_split
+
+    refuse_itself(args.data, args.out)
     _require_format(args.to, WRITERS)
     masks = None if args.model is None else _masks(args.model)
     if masks is None and {"segment", "referring"} & set((args.task or "").replace(" ", "").split(",")):
@@ -267,10 +277,11 @@ def _convert(args: argparse.Namespace) -> int:
     labels = all_labels(splits, read) if keeps_records or any(map(holds_records, splits.values())) else None
     written, n_problems = {}, 0
     for split, source in splits.items():
-        report = write_split(
-            source, args.out, to=args.to, split=split, labels=labels, build=build, read=read,
+        write = partial(
+            write_split, source, args.out, to=args.to, split=split, labels=labels, build=build, read=read,
             overwrite=args.overwrite, skip_broken=args.skip_broken,
         )  # fmt: skip
+        report = writing(args.out, write)
         for problem in report.problems:
             note(f"{split}: {problem}")
         n_problems += len(report.problems)
@@ -301,9 +312,11 @@ def _generate(args: argparse.Namespace) -> int:
                 n, world=args.world, split="train" if split == "train" else "held_out", seed=args.seed,
                 colours=not args.no_colours,
             )  # fmt: skip
-            report = write_split(
-                source, args.out, to=args.to, split=split, build=build, overwrite=args.overwrite, seed=args.seed
-            )
+            write = partial(
+                write_split, source, args.out, to=args.to, split=split, build=build, overwrite=args.overwrite,
+                seed=args.seed,
+            )  # fmt: skip
+            report = writing(args.out, write)
             # What prompts do not say of a drawn world is no loss: it can be drawn again.
             left_out = {} if is_prompts else {f"{what} left out": n for what, n in report.left_out.items()}
             written[split] = {"rows": report.n_rows, **left_out}
@@ -349,7 +362,7 @@ def _splits(args: argparse.Namespace, *, as_they_are: bool = False, **options: A
 
     given: dict[str, Any] = {"format": args.format, "allow_outside": args.allow_outside}
     given |= dict(pair(word, "--option") for word in args.option)
-    columns = [pair(word, "--column") for word in args.column]
+    columns = [_column(word) for word in args.column]
     if columns:
         given["columns"] = columns
     if (as_they_are or args.task is None) and not is_mixture(args.data) and not options.get("augmentation"):
@@ -363,6 +376,13 @@ def _splits(args: argparse.Namespace, *, as_they_are: bool = False, **options: A
                 f"{args.data} has no split '{split}': expected one of {', '.join(found)}.{nearest(split, found)}"
             )
     return {split: source for split, source in found.items() if not args.split or split in args.split}
+
+
+def _column(word: str) -> tuple[str, str | None]:
+    """Which column holds what, as it is written: templates in braces are no YAML."""
+    name, _ = pair(word, "--column")
+    value = word.partition("=")[2].strip()
+    return name, None if value.lower() == "none" else value
 
 
 def _require_format(name: str, known: Any) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paligemma.cli.run import Example, note
+from paligemma.cli.run import Example, note, writing
 from paligemma.errors import OptionError
 
 
@@ -40,7 +40,7 @@ class Keeper:
             )
         folder = Path(args.save) if args.save else None
         if folder is not None:
-            _writing(f"--save {folder}", lambda: folder.mkdir(parents=True, exist_ok=True))
+            writing(f"--save {folder}", lambda: folder.mkdir(parents=True, exist_ok=True))
         return cls(verb, folder, Path(coco) if coco else None, prompt)
 
     def __call__(self, example: Example, result: Any) -> None:
@@ -53,7 +53,7 @@ class Keeper:
             folder = self.folder
             for picture, image in zip(example.pictures, example.images, strict=True):
                 stem = self._unique(f"{picture.stem}.{self.verb}")
-                self._files += _writing(
+                self._files += writing(
                     f"--save {folder}",
                     lambda: draw.save(folder, stem, image, result, prompt=self.prompt),  # noqa: B023
                 )
@@ -65,7 +65,7 @@ class Keeper:
 
             text = json.dumps(to_coco(self._results, self._names), ensure_ascii=False)
             coco = self.coco
-            _writing(f"--coco {coco}", lambda: coco.write_text(text, encoding="utf-8"))
+            writing(f"--coco {coco}", lambda: coco.write_text(text, encoding="utf-8"))
             note(f"saved {coco}")
         if self.folder is not None and self._files:
             more = f" and {len(self._files) - 1} more in {self.folder}" if len(self._files) > 1 else ""
@@ -78,13 +78,3 @@ class Keeper:
             name, n = f"{stem}-{n}", n + 1
         self._stems.add(name)
         return name
-
-
-def _writing(option: str, write: Any) -> Any:
-    try:
-        return write()
-    except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        raise OptionError(
-            f"{option}: {error.strerror or error}{place}. Expected a place that can be written."
-        ) from None

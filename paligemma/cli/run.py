@@ -196,6 +196,19 @@ def stream_pictures(args: argparse.Namespace, gallery: Gallery, prompt: str, **o
     return gallery.status
 
 
+def writing(place: str, write: Callable[[], Any]) -> Any:
+    """What `write` gives.
+
+    Raises:
+        OptionError: the place cannot be written to, in one line.
+    """
+    try:
+        return write()
+    except OSError as error:
+        told = f" ({error.filename})" if error.filename else ""
+        raise OptionError(f"{place}: {error.strerror or error}{told}. Expected a place that can be written.") from None
+
+
 def pair(word: str, option: str) -> tuple[str, Any]:
     """NAME=VALUE as a name and what YAML reads in the value.
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from paligemma.data.example import Example
+from paligemma.data.example import Example, naming
 from paligemma.data.guards import names_colour, names_side
 from paligemma.data.moves import Window, look, move_record, whole
 from paligemma.data.record import Record
@@ -261,9 +261,11 @@ class Augmented:
         varied = getattr(self.source, "varied", None)
         example: Example = self.source[index] if varied is None else varied(index, epoch)
         rng = np.random.default_rng([self.seed, epoch, index, 1])  # the 1: other draws than the source's own
-        return augment_example(
-            example, rng, self.options, load=self.load, mask_encoder=self.mask_encoder, mask_decoder=self.mask_decoder
-        )
+        with naming(example.where):
+            return augment_example(
+                example, rng, self.options, load=self.load, mask_encoder=self.mask_encoder,
+                mask_decoder=self.mask_decoder,
+            )  # fmt: skip
 
 
 def _allowed(plan: _Plan, texts: Sequence[str], *, may_flip: bool, may_cut: bool) -> _Plan:

@@ -18,11 +18,15 @@ from paligemma.data.builders import Built, Turn
 from paligemma.data.duplicates import Twins, near_twins
 from paligemma.data.example import Example
 from paligemma.data.labels import likely_typos
+from paligemma.data.mixing import Chain
 from paligemma.data.mixture import Mixture
-from paligemma.data.record import Instance, Record
+from paligemma.data.record import Record
+from paligemma.data.sources.columns import require_text
 from paligemma.data.subset import problems_of
 from paligemma.errors import DataError, OptionError, PaliGemmaError
 from paligemma.processing.image import load_image
+from paligemma.processing.picture_file import is_turned
+from paligemma.results import BoxXyxyPx
 from paligemma.tasks.grammar import check_area, parse_entries, stray_tokens
 
 Length = Callable[[Example], int]  # text tokens of an example, bos to eos
@@ -45,6 +49,7 @@ KINDS: dict[str, tuple[str, str]] = {  # kind -> "error" or "warning", what it m
     "duplicate id": ("error", "two rows of a split with one id"),
     "same picture in two splits": ("error", "what is held out was learned"),
     "file": ("error", "something about a whole file"),
+    "turned by EXIF": ("warning", "a picture that is turned when it is opened, with boxes in it: are they turned too?"),
     "box over the edge": ("warning", "a box that reaches beyond the picture by more than a pixel; it is clipped"),
     "empty suffix": ("warning", "an answer of nothing, where the prompt asks for text"),
     "text too long": ("warning", "more tokens than the model will see; the end is cut"),
@@ -157,7 +162,9 @@ def check(
 def _apart(splits: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Splits with the sources of a mixture one by one: every row of theirs once, whatever their weights."""
     for split, source in splits.items():
-        if isinstance(source, Mixture):
+        if isinstance(source, Chain):
+            yield from _apart({f"{split}: source {i}": inner for i, inner in enumerate(source.sources, 1)})
+        elif isinstance(source, Mixture):
             yield from _apart({f"{split}: {name}": part.source for name, part in source.parts.items()})
         else:
             yield split, source
@@ -204,6 +211,8 @@ class _Look:
                     turned = ", turned by EXIF" if (h, w) == (width, height) else ""
                     told = f"{row.where}: annotated as {w}×{h}, the picture is {width}×{height}{turned}"
                     self.note("another shape", told)
+                elif self._is_turned(row):
+                    self.note("turned by EXIF", f"{row.where}: the picture is turned when it is opened")
             self._record(row, row.size_hw or size)
         else:
             self._example(row)
@@ -244,6 +253,11 @@ class _Look:
             sizes.append(self.sizes[name])
         return sizes[0] if sizes else None
 
+    def _is_turned(self, record: Record) -> bool:
+        """Whether opening the picture turns it, and something says where things are in it."""
+        has_places = record.instances or any(item.box_xyxy_px for item in record.written)
+        return bool(has_places) and is_turned(record.images[0])
+
     def _decoded(self, image: Any, where: str) -> tuple[int, int] | None:
         if self.twins is None:
             return None
@@ -258,7 +272,7 @@ class _Look:
     def _record(self, record: Record, size_hw: tuple[int, int] | None) -> None:
         for instance in record.instances:
             self.labels[instance.label] += 1
-            self._box(record.where, instance, size_hw)
+            self._box(record.where, instance.label, instance.box_xyxy_px, size_hw)
             if not instance.label.strip() or set(instance.label) & set(";<>\n"):
                 self.note("bad label", f"{record.where}: the label {instance.label!r}")
             if instance.mask is not None:
@@ -266,13 +280,16 @@ class _Look:
                     instance.mask.pixels()
                 except DataError as error:
                     self.note("bad mask", f"{record.where}: {instance.label}: {error}")
+        for item in record.written:
+            if item.box_xyxy_px is not None:
+                self._box(record.where, item.text, item.box_xyxy_px, size_hw)
         for text in record.texts:
             if not text.text.strip():
                 self.note("empty suffix", f"{record.where}: an empty {text.style}")
 
-    def _box(self, where: str, instance: Instance, size_hw: tuple[int, int] | None) -> None:
-        x1, y1, x2, y2 = instance.box_xyxy_px
-        told = f"{where}: {instance.label!r} at left {x1:g}, top {y1:g}, right {x2:g}, bottom {y2:g}"
+    def _box(self, where: str, what: str, box_xyxy_px: BoxXyxyPx, size_hw: tuple[int, int] | None) -> None:
+        x1, y1, x2, y2 = box_xyxy_px
+        told = f"{where}: {what[:60]!r} at left {x1:g}, top {y1:g}, right {x2:g}, bottom {y2:g}"
         if not (x2 > x1 and y2 > y1):
             self.note("turned-over box", f"{told}: expected left < right and top < bottom")
         elif size_hw is not None:
@@ -285,6 +302,12 @@ class _Look:
     def _example(self, example: Example) -> None:
         task = example.prefix.split(" ", 1)[0]
         self.tasks[task] += 1
+        for text in (example.prefix, example.suffix):
+            try:
+                require_text(text, example.where)
+            except DataError as error:
+                self.note("not UTF-8", str(error))
+                return
         entries, problems = parse_entries(example.suffix)
         if entries:
             for entry in entries:
@@ -312,6 +335,7 @@ class _Look:
 
 _PHRASES = (  # what errors of sources say -> their kind, where they do not name it themselves
     ("not UTF-8", "not UTF-8"),
+    (r"box.* outside of the picture", "box outside"),
     ("no column", "wrong column"),
     ("no frames", "no frames"),
     ("cut off", "cut archive"),

@@ -8,7 +8,6 @@ Formats of records (coco, yolo, voc) hold annotations, formats of examples (json
 cannot carry is counted, never dropped in silence. A format is one line in `WRITERS`.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from paligemma.data.builders import Builder, Built, read_example
 from paligemma.data.example import Example
+from paligemma.data.mixing import Chain
 from paligemma.data.mixture import Mixture, Once
 from paligemma.data.record import Record
 from paligemma.data.sources.coco_write import write_coco
-from paligemma.data.sources.folder import picture_size
+from paligemma.data.sources.columns import require_text
+from paligemma.data.sources.folder import SEVERAL, picture_size
+from paligemma.data.sources.identity import content_of
 from paligemma.data.sources.jsonl_write import write_jsonl
 from paligemma.data.sources.open import READERS, open_data, sniff
 from paligemma.data.sources.packed import write_parquet_split, write_tar_split
@@ -125,8 +125,7 @@ def convert(
         DataError: a row that cannot be read.
     """
     writer = _writer(to)
-    if Path(data).exists() and Path(out).exists() and Path(data).samefile(out):
-        raise OptionError(f"{out} is the data itself: expected another folder. Name a new one.")
+    refuse_itself(data, out)
     sources = open_data(data, format=format, **options)
     labels = all_labels(sources, read) if writer.holds == "records" or build is not None else ()
     done = {
@@ -185,12 +184,29 @@ def write_split(
         unfolded = Unfolded(build, labels, seed)
         rows = (row for record in rows for row in report.unfolded(unfolded, record))
     file = writer.write(report.counted(rows), out, **options)
-    return Split(file, report.n_rows, dict(+report.left_out), tuple(report.problems))
+    n_rows = report.n_rows - report.left_out[SEVERAL]
+    return Split(file, n_rows, dict(+report.left_out), tuple(report.problems))
 
 
 def holds_records(source: Any) -> bool:
     """Whether a source holds annotations, of which a builder makes prompts."""
     return hasattr(source, "labels") and not isinstance(source, Built)
+
+
+def at(source: Any, index: int) -> tuple[Any, int]:
+    """The source behind a row, where several stand one after another, and the row's number there."""
+    found: tuple[Any, int] = source.at(index) if isinstance(source, Once | Chain) else (source, index)
+    return found
+
+
+def refuse_itself(data: str | Path, out: str | Path) -> None:
+    """Whether a data set would be written over itself while it is read.
+
+    Raises:
+        OptionError: it would.
+    """
+    if Path(data).exists() and Path(out).exists() and Path(data).samefile(out):
+        raise OptionError(f"{out} is the data itself: expected another folder. Name a new one.")
 
 
 def _writer(to: str) -> Writer:
@@ -221,7 +237,7 @@ class _Report:
     def rows(self, source: Any, seed: int) -> Iterator[Any]:
         """The rows of a source; of one behind a builder, all that the builder can ask about them."""
         for index in range(len(source)):
-            inner, number = source.at(index) if isinstance(source, Once) else (source, index)
+            inner, number = at(source, index)
             if isinstance(inner, Built):
                 record = self.tried(partial(inner.records.__getitem__, number))
                 if record is not None:
@@ -250,8 +266,30 @@ class _Report:
 
     def counted(self, rows: Iterable[Any]) -> Iterator[Any]:
         for row in rows:
-            self.n_rows += 1
-            yield row
+            if self.tried(partial(_writable, row)) is not None:
+                self.n_rows += 1
+                yield row
+
+
+def _writable(row: Record | Example) -> bool:
+    """Whether writers can carry what a row says.
+
+    Raises:
+        DataError: half of a character, as files hold that were cut or read in a wrong encoding; or a mask that is none.
+    """
+    texts = [row.prefix, row.suffix] if isinstance(row, Example) else [item.label for item in row.instances]
+    if isinstance(row, Record):
+        texts += [item.text for item in row.written]
+        texts += [text for asked in row.questions for text in (asked.question, *asked.answers)]
+        for item in row.instances:
+            if item.mask is not None:
+                try:
+                    item.mask.require_sound()
+                except DataError as error:
+                    raise DataError(f"{row.where}: {item.label}: {error}", kind="bad mask") from None
+    for text in texts:
+        require_text(text, row.where)
+    return True
 
 
 def read_records(source: Any, read: Read | None = None, report: _Report | None = None) -> Iterator[Record]:
@@ -264,7 +302,7 @@ def read_records(source: Any, read: Read | None = None, report: _Report | None =
     read = read or read_example
     groups: dict[Any, list[int]] = {}
     for index in range(len(source)):
-        inner, number = source.at(index) if isinstance(source, Once) else (source, index)
+        inner, number = at(source, index)
         if isinstance(inner, Built):  # the record is there: nothing goes through prompts
             record = report.tried(partial(inner.records.__getitem__, number))
             if record is not None:
@@ -272,7 +310,7 @@ def read_records(source: Any, read: Read | None = None, report: _Report | None =
             continue
         example = report.tried(partial(inner.__getitem__, number))
         if example is not None:
-            groups.setdefault(tuple(_key(image) for image in example.images) or ("row", index), []).append(index)
+            groups.setdefault(tuple(content_of(image) for image in example.images) or ("row", index), []).append(index)
     for indices in groups.values():
         found: Record | None = None
         size: tuple[int, int] | None = None
@@ -315,7 +353,7 @@ def _labels_of(source: Any, read: Read) -> list[str]:
     """All labels of a source of examples, in the order they are met; rows that cannot be read add none."""
     found: dict[str, None] = {}
     for index in range(len(source)):
-        inner, number = source.at(index) if isinstance(source, Once) else (source, index)
+        inner, number = at(source, index)
         if isinstance(inner, Built):
             found |= dict.fromkeys(inner.labels)
             continue
@@ -325,10 +363,3 @@ def _labels_of(source: Any, read: Read) -> list[str]:
             continue
         found |= dict.fromkeys(item.label for item in record.instances) if record is not None else {}
     return list(found)
-
-
-def _key(image: Any) -> Any:
-    if isinstance(image, str | Path):
-        return str(image)
-    data = image if isinstance(image, bytes) else np.asarray(image).tobytes()
-    return hashlib.blake2b(data, digest_size=16).digest()

@@ -1,8 +1,11 @@
 """One example of any task: pictures, what is asked, what is answered."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from paligemma.errors import DataError, PaliGemmaError
 
 
 @dataclass(frozen=True)
@@ -35,3 +38,13 @@ class Example:
         if isinstance(said, list | tuple) and said and all(isinstance(one, str) for one in said):
             return tuple(one.strip() for one in said)
         return (self.suffix.strip(),)
+
+
+@contextlib.contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Errors inside the block with the name of a row in front."""
+    try:
+        yield
+    except PaliGemmaError as error:
+        message, kind = str(error), getattr(error, "kind", "unreadable row")
+        raise DataError(message if where in message else f"{where}: {message}", kind=kind) from None

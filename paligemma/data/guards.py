@@ -12,8 +12,10 @@ from collections.abc import Iterable
 # A star stands for any ending.
 _SIDES: dict[str, str] = {
     "en": "left leftmost leftward* lefthand* leftside right rightmost rightward* righthand* rightside clockwise "
-    "counterclockwise anticlockwise starboard mirrored east eastern west western",
-    "ar": "*يسار* *يمين* *أيسر *أيمن *يسرى *يمنى",
+    "counterclockwise anticlockwise starboard mirrored east eastern eastward* eastbound west western westward* "
+    "westbound northeast* northwest* southeast* southwest* topleft topright bottomleft bottomright upperleft "
+    "upperright lowerleft lowerright",
+    "ar": "*يسار* *يمين* *أيسر *أيمن *ايسر *ايمن *يسرى *يمنى",
     "bn": "বাম* বাঁ* ডান*",
     "cs": "lev* vlev* zlev* dolev* nalev* prav* vprav* zprav* doprav* naprav*",
     "da": "venstre* højre*",
@@ -26,7 +28,8 @@ _SIDES: dict[str, str] = {
     "fil": "kaliwa* kanan*",
     "fr": "gauche* droit droite droites droits",
     "he": "*שמאל* *ימין* *ימני*",
-    "hi": "बाएँ* बाएं* बायाँ* बायां* बायीं* बाईं* बायें* बाई बाए दाएँ* दाएं* दायाँ* दायां* दायीं* दाईं* दायें* दाई दाए दाहिन*",
+    "hi": "बाएँ* बाएं* बाये* बायी* बाया* बायाँ* बायां* बायीं* बाईं* बायें* बाई बाए "
+    "दाएँ* दाएं* दाये* दायी* दाया* दायाँ* दायां* दायीं* दाईं* दायें* दाई दाए दाहिन*",
     "hr": "lijev* slijev* ulijev* nalijev* desn* zdesn* udesn* nadesn*",
     "hu": "bal balra balról balján balold* jobb jobbra jobbról jobbján jobbold*",
     "id": "kiri kirinya kanan kanannya",
@@ -39,7 +42,7 @@ _SIDES: dict[str, str] = {
     "pt": "esquerd* direit*",
     "ro": "stâng* stîng* stang* drept* dreapt*",
     "ru": "лев* слев* налев* влев* прав* справ* направ* вправ*",
-    "sv": "vänster* höger* högra",
+    "sv": "vänster* vänstr* höger* högra",
     "sw": "kushoto kulia",
     "te": "ఎడమ* కుడి*",
     "tr": "sol sola solda soldan soldaki* soluna solunda* solundan "
@@ -54,7 +57,8 @@ _COLOURS: dict[str, str] = {
     "en": "red reds reddish green* blue* bluish yellow* orange* purple* pink* brown* cyan magenta teal turquoise "
     "violet* beige gold golden maroon navy crimson lime olive indigo scarlet lavender khaki blond* "
     "colour* color* rainbow*",
-    "ar": "*أحمر *حمراء *أخضر *خضراء *أزرق *زرقاء *أصفر *صفراء *برتقالي* *بنفسجي* *وردي* *بني *بنية",
+    "ar": "*احمر *اخضر *ازرق *اصفر *أحمر *حمراء *أخضر *خضراء "
+    "*أزرق *زرقاء *أصفر *صفراء *برتقالي* *بنفسجي* *وردي* *بني *بنية",
     "bn": "লাল সবুজ নীল হলুদ কমলা বেগুনি গোলাপি বাদামি",
     "cs": "červen* zelen* modr* žlut* oranžov* fialov* růžov* hněd*",
     "da": "rød* grøn* blå* gul gule gult lilla lyserød* brun*",
@@ -92,9 +96,17 @@ _COLOURS_ANYWHERE = (
 )  # fmt: skip
 
 
+_JOINTS = re.compile(r"[_\d]+|(?<=[a-zß-öø-ÿ])(?=[A-Z])")  # of names such as left_arrow, turnRight, hand2
+
+
 def _composed(text: str) -> str:
     """With every accent in its letter: the same word may be written in several ways."""
     return unicodedata.normalize("NFC", text)
+
+
+def _spelled(text: str) -> str:
+    """As `_composed`, and the words that a name joins apart."""
+    return _JOINTS.sub(" ", _composed(text))
 
 
 def _pattern(words: dict[str, str], anywhere: str) -> re.Pattern[str]:
@@ -114,9 +126,9 @@ _SIDE, _COLOUR = _pattern(_SIDES, _SIDES_ANYWHERE), _pattern(_COLOURS, _COLOURS_
 
 def names_side(texts: Iterable[str]) -> bool:
     """Whether a text says left or right in any language, so that it would be wrong of the mirrored picture."""
-    return any(_SIDE.search(_composed(text)) for text in texts)
+    return any(_SIDE.search(_spelled(text)) for text in texts)
 
 
 def names_colour(texts: Iterable[str]) -> bool:
     """Whether a text names a colour in any language, so that it would be wrong where hues are turned."""
-    return any(_COLOUR.search(_composed(text)) for text in texts)
+    return any(_COLOUR.search(_spelled(text)) for text in texts)

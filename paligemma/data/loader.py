@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from paligemma.data.example import Example
+from paligemma.data.example import Example, naming
 from paligemma.data.mixture import fetch
 from paligemma.data.order import Draw, Line
 from paligemma.errors import DataError, OptionError, PaliGemmaError, nearest
@@ -296,7 +296,7 @@ class _Pictures:
         )
         if key not in self.seen:
             pictures: list[Any] = list(images)
-            with _naming(text.example.where):
+            with naming(text.example.where):
                 if self.distort is not None:
                     rng = np.random.default_rng([self.seed, text.place])
                     side = self.processor.config.vision.resolution
@@ -305,16 +305,6 @@ class _Pictures:
                 self.seen[key] = self.processor.pixels(pictures, out=space)
             self.n += len(images)
         return self.seen[key]
-
-
-@contextlib.contextmanager
-def _naming(where: str) -> Iterator[None]:
-    """Errors with the name of the row in front."""
-    try:
-        yield
-    except PaliGemmaError as error:
-        message = str(error)
-        raise DataError(message if where in message else f"{where}: {message}") from None
 
 
 def read_text(example: Example, processor: Processor, max_text: int | None, place: int = 0) -> _Text:
@@ -327,7 +317,7 @@ def read_text(example: Example, processor: Processor, max_text: int | None, plac
         _, flat = check_area(example.suffix, parse_entries(example.suffix)[0])
         if flat:
             raise DataError(f"{example.where}: {flat[0]}. Mend the row.", kind="turned-over box")
-    with _naming(example.where):
+    with naming(example.where):
         sequence = processor.sequence(len(example.images), example.prefix, example.suffix, where=example.where)
         if example.unlearned:
             sequence = _silence(sequence, example, processor)

@@ -94,9 +94,20 @@ class Chain:
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
+    def at(self, index: int) -> tuple[Any, int]:
+        """The source of a row, and its number there."""
+        part = next(i for i, end in enumerate(self.ends) if range(len(self))[index] < end)
+        return self.sources[part], index - (self.ends[part - 1] if part else 0)
+
+    def where(self, index: int) -> str:
+        """How messages call a row."""
+        source, row = self.at(index)
+        told: str = source.where(row)
+        return told
+
     def __getitem__(self, index: int) -> Any:
-        at = next(i for i, end in enumerate(self.ends) if index < end)
-        return self.sources[at][index - (self.ends[at - 1] if at else 0)]
+        source, row = self.at(index)
+        return source[row]
 
 
 class _OneOfEach(yaml.SafeLoader):  # type: ignore[misc]

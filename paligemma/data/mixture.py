@@ -32,6 +32,7 @@ from paligemma.errors import DataError, OptionError, nearest
 Exhaustion = Literal["repeat", "drop", "stop"]
 DECK = 2048
 LARGEST_DECK = 2**16  # kept in memory while it is dealt
+LEAST_SHARE = 1e-12  # of the largest, for what a temperature makes next to nothing: a weight is never switched off
 _CARDS = 4  # of the smallest share: rounding changes it by an eighth at most
 
 
@@ -131,7 +132,7 @@ class Mixture:
         """Positions until all has been seen once ("drop") or until the end ("stop"); "repeat": as many as rows."""
         last = self._phases[-1]
         if last.decks is None:
-            return sum(self.sizes)
+            return sum(n for n, share in zip(self.sizes, self.shares, strict=True) if share)
         return last.first + last.decks * last.size
 
     def at(self, position: int) -> Place:
@@ -193,7 +194,8 @@ class Once:
 
     def __init__(self, mixture: Mixture) -> None:
         self.mixture = mixture
-        self._ends = list(accumulate(mixture.sizes))
+        used = zip(mixture.sizes, mixture.shares, strict=True)
+        self._ends = list(accumulate(n if share else 0 for n, share in used))
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -242,12 +244,13 @@ def shares(
     for name, weight in zip(names, given, strict=True):
         if not (np.isfinite(weight) and weight >= 0):
             raise OptionError(f"the weight of {name} is {weight}: expected a number of 0 or more.")
+    if not any(given):
+        raise OptionError(f"all weights are 0 ({', '.join(names)}): expected at least one above 0.")
+    largest = max(given)  # relative to it, no power is too large for a number
     evened = [
-        factor * weight ** (1 / temperature) if weight else 0.0
+        factor * max((weight / largest) ** (1 / temperature), LEAST_SHARE) if weight else 0.0
         for weight, factor in zip(given, factors or [1.0] * len(given), strict=True)
     ]
-    if not sum(evened):
-        raise OptionError(f"all weights are 0 ({', '.join(names)}): expected at least one above 0.")
     return tuple(weight / sum(evened) for weight in evened)
 
 

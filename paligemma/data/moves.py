@@ -146,6 +146,10 @@ def move_instance(
                 f"{name} has a mask of {mask.size_hw[1]}×{mask.size_hw[0]} in a picture of {size_hw[1]}×{size_hw[0]}: "
                 "expected the picture's size. Mend the annotations."
             )
+        try:
+            mask.require_sound()
+        except DataError as error:
+            raise DataError(f"{name}: {error}", kind="bad mask") from None
         if share == 0:
             return None  # before anything is decoded
         before = mask

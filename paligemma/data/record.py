@@ -50,15 +50,28 @@ class Mask:
         height, width = self.size_hw
         if self.counts is not None:
             return mask_from_rle({"size": [height, width], "counts": self._runs(self.counts)})
-        if any(len(polygon) < 6 or len(polygon) % 2 for polygon in self.polygons):
-            raise DataError("a polygon of fewer than three corners: expected x1, y1, x2, y2, x3, y3, … in pixels.")
-        if any(not abs(number) < FAR for polygon in self.polygons for number in polygon):
-            raise DataError(f"a polygon with a corner {FAR:,} pixels away or farther: expected corners in the picture.")
+        self.require_sound()
         if not self.polygons:
             return np.zeros(self.size_hw, bool)
         codec = coco_mask()
         outlines = [list(polygon) for polygon in self.polygons]
         return np.asarray(codec.decode(codec.merge(codec.frPyObjects(outlines, height, width))), bool)
+
+    def require_sound(self) -> None:
+        """Whether it is a mask of the picture; nothing is drawn.
+
+        Raises:
+            DataError: run lengths that do not add up to the picture, or a polygon of fewer than three corners or with
+                one out of all sight.
+        """
+        if self.counts is not None:
+            self._runs(self.counts)
+        if any(len(polygon) < 6 or len(polygon) % 2 for polygon in self.polygons):
+            message = "a polygon of fewer than three corners: expected x1, y1, x2, y2, x3, y3, … in pixels."
+            raise DataError(message, kind="bad mask")
+        if any(not abs(number) < FAR for polygon in self.polygons for number in polygon):
+            message = f"a polygon with a corner {FAR:,} pixels away or farther: expected corners in the picture."
+            raise DataError(message, kind="bad mask")
 
     def _runs(self, counts: str | tuple[int, ...]) -> list[int]:
         height, width = self.size_hw
@@ -145,6 +158,11 @@ class Record:
     id: str = ""
     where: str = "the record"
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def written(self) -> tuple[Text | Word, ...]:
+        """What stands in words, about the picture or in it."""
+        return (*self.texts, *self.words)
 
 
 def coco_mask() -> Any:

@@ -3,6 +3,7 @@
 import io
 import struct
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageFile
 
@@ -61,6 +62,18 @@ def orientation(picture: Image.Image) -> int:
     except Exception:  # the tag is a hint inside untrusted data; a picture is worth more than its EXIF block
         return 1
     return value if isinstance(value, int) else 1
+
+
+def is_turned(image: Any) -> bool:
+    """Whether opening a picture turns it, as its EXIF block says; False where that cannot be known."""
+    if not isinstance(image, str | Path | bytes):
+        return False
+    try:
+        data = image if isinstance(image, bytes) else read_file(Path(image))
+        with open_picture(data, "the picture", None) as picture:
+            return orientation(picture) in range(2, 9)
+    except ImageError:
+        return False
 
 
 def _opened_as(kind: str, file: io.BytesIO, head: bytes) -> ImageFile.ImageFile | None:

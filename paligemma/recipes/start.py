@@ -18,6 +18,7 @@ from paligemma.errors import OptionError
 from paligemma.models.lora import add_lora
 from paligemma.presets import MODEL_PRESETS
 from paligemma.processing.processor import Processor
+from paligemma.processing.tokenizer import Tokenizer
 from paligemma.recipes.tree import to_tree
 from paligemma.train.loop import Loss, default_loss, prepare
 from paligemma.train.loss import TokenLoss
@@ -35,6 +36,7 @@ FULL_LR = 1e-5
 ADAPTERS = ("lora", "dora", "qlora")
 # Fields that change no number of a run: they may differ between its parts.
 _FREE = {"out", "device", "eval_every", "eval_rows", "merge", "data", "model", "loader.workers", "strategy"}
+_FREE |= {"loader.skip_broken", "loader.part_size", "recompute"}
 _FREE |= {"trackers", "samples", "score_before"}
 _FREE |= {"fit.save_every", "fit.save_minutes", "fit.keep", "fit.max_loss"}
 
@@ -76,6 +78,16 @@ def open_base(recipe: "TransferRecipe") -> Base:
     return Base(path, config, Processor(config, words), pick_device(recipe.device), fingerprint(path))
 
 
+@dataclass(frozen=True)
+class TokenCount:
+    """How many tokens a text takes; unlike a lambda, it travels to worker processes that are not forked."""
+
+    tokenizer: Tokenizer
+
+    def __call__(self, text: str) -> int:
+        return len(self.tokenizer.encode(text))
+
+
 def config_of(model: str | Path, resolution: int | None = None) -> PaliGemmaConfig:
     """The configuration behind a name, by size and resolution where it is a published one: nothing is fetched for it.
 
@@ -103,7 +115,7 @@ def data_options(recipe: "TransferRecipe", base: Base) -> dict[str, Any]:
         "mask_encoder": None if vae is None else vae.encode_array,
         "mask_decoder": None if vae is None else vae.decode_array,
         "load": base.processor.load_image,
-        "text_length": lambda text: len(base.processor.tokenizer.encode(text)),
+        "text_length": TokenCount(base.processor.tokenizer),
         "max_text": recipe.loader.max_text,
         "shuffle": recipe.loader.shuffle,
         "seed": recipe.loader.seed,

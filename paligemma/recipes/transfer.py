@@ -46,7 +46,7 @@ from paligemma.recipes.start import (
 from paligemma.recipes.tree import to_tree
 from paligemma.train.coordinates import coordinate_loss
 from paligemma.train.devices import peak_of
-from paligemma.train.hooks import JsonLog, LeftOut, Progress, Validate, read_log
+from paligemma.train.hooks import JsonLog, LeftOut, Progress, Validate, rows_left_out
 from paligemma.train.loop import FitOptions, FitResult, Hook, Loss, fit
 from paligemma.train.loss import TokenLoss
 from paligemma.train.optim import OptimOptions
@@ -336,7 +336,7 @@ def _teach(
         validate = validation(options, begun.loss, held_out, begun, log, ranks)
         hooks.append(validate)
         score = validate.score
-    before = [row for step in read_log(log.path) for row in step.get("broken", ())] if log and state.step else []
+    before = rows_left_out(log.path) if log and state.step else []
     hooks.append(LeftOut(say, ranks, log=log, held_out=validate, before=before))
     if ranks.is_first:
         for name in options.trackers:

@@ -20,7 +20,7 @@ from paligemma.train.progress import Progress
 from paligemma.train.ranks import Ranks
 from paligemma.train.state import TrainState
 
-__all__ = ["JsonLog", "LeftOut", "Progress", "Validate", "read_log", "tell_left_out"]
+__all__ = ["JsonLog", "LeftOut", "Progress", "Validate", "read_log", "rows_left_out", "tell_left_out"]
 
 
 class JsonLog:
@@ -103,6 +103,11 @@ def read_log(path: Path, kind: str = "step") -> list[dict[str, Any]]:
         if row.get("kind") == kind:
             rows.append(row)
     return rows
+
+
+def rows_left_out(path: Path) -> list[str]:
+    """Training rows that a run left out so far, as its log says."""
+    return [row for step in read_log(path) for row in step.get("broken", ())]
 
 
 def _step_of(line: str) -> float:

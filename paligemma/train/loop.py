@@ -86,7 +86,7 @@ class StepReport:
         seconds: from the data's arrival to the update.
         wait_s: for the data.
         n_cut, n_silenced: examples whose text was cut; who lost the whole suffix to that.
-        broken: rows left out.
+        broken: rows left out, of all ranks.
     """
 
     step: int
@@ -202,8 +202,9 @@ def train_step(
     started, device = time.monotonic(), state.model.projector.weight.device
     torch.manual_seed(hash((options.seed, state.step, ranks.rank)) % 2**63)
     counts = [float(sum(target_counts(part, options.normalization) for part in data.parts))]
-    counts += [float(n) for n in _sizes(data)]
-    count, *sizes = ranks.sums(counts, device)
+    counts += [float(len(data.broken)), *map(float, _sizes(data))]
+    count, n_broken, *sizes = ranks.sums(counts, device)
+    broken = tuple(row for part in ranks.all(data.broken) for row in part) if n_broken else ()
     total = 0.0
     parts = even_parts(data.parts, state.model.config, ranks) if is_sharded(state.model) else data.parts
     for part in parts:
@@ -223,7 +224,7 @@ def train_step(
     n_examples, n_images, n_tokens, n_targets, n_slots, n_cut, n_silenced = (int(size) for size in sizes)
     return StepReport(
         state.step, mean, norm, factors, n_examples, n_images, n_tokens, n_targets, n_slots,
-        time.monotonic() - started, wait_s, n_cut, n_silenced, data.broken,
+        time.monotonic() - started, wait_s, n_cut, n_silenced, broken,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from typing import IO, Any, Literal, get_args
 from paligemma.data.record import Mask, Record
 from paligemma.data.sources.coco import CAPTION_FILE
 from paligemma.data.sources.folder import (
+    SEVERAL,
     Names,
     open_text,
     refuse_existing,
@@ -76,7 +77,7 @@ def write_coco(
             names = Names([file.name for file in files])
             for record in records:
                 if not single_picture(record):
-                    left_out["records of no picture or of several"] += 1
+                    left_out[SEVERAL] += 1
                     continue
                 name = names.of(record.images[0], record.id)
                 save_picture(record.images[0], part / name, record.where)

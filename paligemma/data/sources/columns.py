@@ -321,9 +321,22 @@ def _unknown(name: str, there: Iterable[str], where: str) -> DataError:
     )
 
 
+def require_text(text: str, where: str) -> None:
+    """Whether a text can be written.
+
+    Raises:
+        DataError: it holds half of a character, as files do that were cut or read in another encoding.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        message = f"{where}: {text[:60]!r} holds half of a character at {error.start}: expected whole ones. Mend it."
+        raise DataError(message, kind="not UTF-8") from None
+
+
 def _weight(weight: Any, where: str) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, int | float | np.number) or not weight >= 0:
-        raise DataError(f"{where}: 'weight' is {weight!r}: expected a number of 0 or more.")
+    if isinstance(weight, bool) or not isinstance(weight, int | float | np.number) or not 0 <= weight < float("inf"):
+        raise DataError(f"{where}: 'weight' is {weight!r}: expected a finite number of 0 or more.")
     return float(weight)
 
 

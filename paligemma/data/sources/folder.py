@@ -4,6 +4,7 @@ A writer puts pictures into a `staged` folder, one that gets its name when all o
 `Names` that nobody else has; tables are written by `replaced`.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from paligemma.processing.picture_file import open_picture, orientation, read_fi
 SUFFIXES = frozenset(
     f".{kind}" for kind in ("avif", "bmp", "gif", "jpeg", "jpg", "jp2", "mpo", "png", "ppm", "tif", "tiff", "webp")
 )
+SEVERAL = "records of no picture or of several"  # left out by formats with one picture to a row
 _HEAD_BYTES = 64 * 1024
 _PNG_TURNS = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -113,7 +115,7 @@ class Names:
         stem, suffix = os.path.splitext(given)
         if suffix.lower() not in SUFFIXES:
             stem, suffix = given, _suffix_of(image)
-        stem = re.sub(r"[\x00-\x1f/\\]", "_", stem).strip() or f"{self._n:06d}"
+        stem = re.sub(r"[\x00-\x1f/\\\ud800-\udfff]", "_", stem).strip() or f"{self._n:06d}"
         return self._free(stem, suffix)
 
     def _free(self, stem: str, suffix: str) -> str:
@@ -139,9 +141,11 @@ def save_picture(image: Any, path: Path, where: str) -> None:
     with replaced(path) as part:
         if isinstance(image, str | Path):
             try:
-                shutil.copyfile(image, part)
+                file = open(image, "rb")  # noqa: SIM115
             except OSError as error:
                 raise DataError(f"{where}: {image} cannot be read ({error.strerror}): expected a picture.") from None
+            with file, part.open("wb") as out:
+                shutil.copyfileobj(file, out)
         else:
             part.write_bytes(encoded(image, where)[0])
 
@@ -155,7 +159,8 @@ def single_picture(record: Record) -> bool:
 def replaced(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to; it gets that name when all went well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name[:100]}.{os.getpid()}.part")
+    mark = hashlib.blake2b(os.fsencode(path.name), digest_size=6).hexdigest()  # of a name that may fill its 255 bytes
+    part = path.with_name(f".{mark}.{os.getpid()}.part")
     try:
         yield part
         os.replace(part, path)
@@ -184,6 +189,17 @@ def staged(*folders: Path) -> Iterator[tuple[Path, ...]]:
     finally:
         for part in parts:
             shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def emptied(folder: Path) -> Iterator[Path]:
+    """A hidden folder inside another, which is gone afterwards, whatever happened."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=".writing.", suffix=".part", dir=folder))
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def refuse_existing(split: str, *places: Path, overwrite: bool) -> None:

@@ -9,6 +9,7 @@ Pictures are not decoded by `datasets`: our loader decodes them as the reference
 """
 
 import os
+import re
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -22,6 +23,10 @@ from paligemma.data.sources.identity import picture_key, repeated_ids
 from paligemma.errors import DataError, MissingExtra, OptionError, PaliGemmaError, nearest
 
 CHUNK = 256  # rows that are looked through at a time
+
+
+NO_SPLIT = "no such split"  # kind of the error
+_ARCHIVES = ("zip", "tar", "gzip", "bz2", "lz4", "xz", "zstd")
 
 
 class HubDataset:
@@ -261,7 +266,7 @@ class _Find:
 
     def _fetched(self, name: str, where: str) -> bytes:
         """Streams of folders of pictures name them by their address on the hub."""
-        if not (self.allow_outside or name.startswith("hf://") or "::hf://" in name):
+        if not (self.allow_outside or _is_on_hub(name)):
             raise DataError(
                 f"{where}: the picture {name} is an address: expected its bytes. Allow it: allow_outside=True."
             )
@@ -270,6 +275,15 @@ class _Find:
         with _told(where), xopen(name, "rb") as file:
             data: bytes = file.read()
         return data
+
+
+def _is_on_hub(name: str) -> bool:
+    """Whether an address leads to the hub, and on the way through nothing but archives.
+
+    `datasets` opens "a.png::hf://…" as the local file a.png.
+    """
+    *inner, outer = name.split("::")
+    return outer.startswith("hf://") and all(hop.partition("://")[0] in _ARCHIVES and "://" in hop for hop in inner)
 
 
 def _loaded(dataset: Any, split: str | None, options: Mapping[str, Any], *, streaming: bool) -> tuple[str, Any]:
@@ -306,7 +320,8 @@ def _chosen(splits: Mapping[str, Any], split: str | None, name: str) -> Any:
         raise DataError(f"{name} holds {there}: expected to be told which. Say split='{next(iter(splits))}'.")
     chosen = split or next(iter(splits))
     if chosen not in splits:
-        raise DataError(f"{name}: no split {chosen!r}: there are {there}.{nearest(chosen, map(str, splits))}")
+        told = f"{name}: no split {chosen!r}: there are {there}.{nearest(chosen, map(str, splits))}"
+        raise DataError(told, kind=NO_SPLIT)
     return splits[chosen]
 
 
@@ -364,7 +379,8 @@ def _told(where: str) -> Iterator[None]:
         said = [line for line in (str(error).strip().splitlines() or [type(error).__name__]) if line.strip()]
         more = f"; {str(cause).strip().splitlines()[0][:120]}" if cause is not error and str(cause).strip() else ""
         raise DataError(
-            f"{where}: `datasets` cannot read it ({said[0][:200]}{more}): expected a data set. Check name and files."
+            f"{where}: `datasets` cannot read it ({said[0][:200]}{more}): expected a data set. Check name and files.",
+            kind=NO_SPLIT if re.match("(Unknown|Bad) split", said[0]) else "unreadable row",
         ) from None
 
 

@@ -1,8 +1,10 @@
 """What tells rows apart: ids that should differ, and pictures that several rows are about."""
 
+import hashlib
 import zlib
 from array import array
 from collections.abc import Callable, Hashable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,16 @@ def repeated_ids(ids: Callable[[], Iterable[tuple[int, str]]], where: Callable[[
         if row in alike and first.setdefault(identity, row) != row:
             told.append(f"{where(row)}: id {identity} is also that of {where(first[identity])}")
     return tuple(told)
+
+
+def content_of(image: Any) -> Hashable:
+    """Equal for the same picture: the path of a file, a digest of bytes or pixels."""
+    if isinstance(image, str | Path):
+        return str(image)
+    if isinstance(image, bytes):
+        return hashlib.blake2b(image, digest_size=16).digest()
+    pixels = np.asarray(image)
+    return pixels.shape, hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
 
 
 def picture_key(picture: Any) -> Hashable:

@@ -77,11 +77,11 @@ class Jsonl:
             file.seek(self._offsets[index])
             line = file.readline()
         try:
-            row = json.loads(line.decode("utf-8"))
+            row = json.loads(line.decode("utf-8-sig"))  # Windows begins a file with a mark
         except UnicodeDecodeError as error:
             message = f"{self.where(index)}: not UTF-8 ({error.reason}): save the file as UTF-8."
             raise DataError(message, kind="not UTF-8") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{self.where(index)}: not JSON ({error}): expected one object per line.") from None
         if not isinstance(row, dict):
             raise DataError(f"{self.where(index)}: a {type(row).__name__}: expected an object with {_names()}.")

@@ -4,13 +4,15 @@ import filecmp
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
+from paligemma.data.builders.base import RECORD_ID
 from paligemma.data.example import Example
 from paligemma.data.sources.coco_write import is_json
 from paligemma.data.sources.folder import Names, open_text, refuse_existing, replaced, save_picture, split_name
+from paligemma.data.sources.identity import content_of
 from paligemma.data.sources.jsonl import COLUMNS
 from paligemma.errors import DataError
 
@@ -47,7 +49,7 @@ def write_jsonl(
     refuse_existing(split, file, overwrite=overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     names = Names([file.name])
-    written: dict[str, str] = {}
+    written: dict[Hashable, str] = {}
     n = 0
     with replaced(file) as part, open_text(part) as out:
         for example in examples:
@@ -70,16 +72,17 @@ def write_jsonl(
     return file
 
 
-def _saved(image: Any, example: Example, folder: Path, names: Names, written: dict[str, str]) -> str:
+def _saved(image: Any, example: Example, folder: Path, names: Names, written: dict[Hashable, str]) -> str:
     """The name of the picture in the folder."""
-    source = str(Path(image).absolute()) if isinstance(image, str | Path) else None
-    if source is not None and source in written:
+    source = content_of(Path(image).absolute() if isinstance(image, str | Path) else image)
+    if source in written:
         return written[source]
+    called = str(example.meta.get(RECORD_ID, example.meta.get("id", "")))
     part = folder / f".picture.{os.getpid()}.part"
     try:
         save_picture(image, part, example.where)
         while True:
-            name = names.of(image, str(example.meta.get("id", "")))
+            name = names.of(image, called)
             there = folder / name
             if not there.exists():
                 part.replace(there)
@@ -88,6 +91,5 @@ def _saved(image: Any, example: Example, folder: Path, names: Names, written: di
                 break
     finally:
         part.unlink(missing_ok=True)
-    if source is not None:
-        written[source] = name
+    written[source] = name
     return name

@@ -9,7 +9,7 @@ from paligemma.data.example import Example
 from paligemma.data.sources.coco_write import is_json
 from paligemma.data.sources.columns import Columns
 from paligemma.data.sources.folder import refuse_existing
-from paligemma.data.sources.hub import open_hub
+from paligemma.data.sources.hub import NO_SPLIT, open_hub
 from paligemma.data.sources.jsonl import SPLITS
 from paligemma.data.sources.parquet import Parquet, find_parquet, shards_by_split, split_of, write_parquet
 from paligemma.data.sources.tars import Tars, find_tars, write_tars
@@ -38,7 +38,7 @@ def open_datasets(
     data_dir: str | None = None,
     revision: str | None = None,
     images: str | Path | None = None,
-    n_examples: int | None = None,
+    n_examples: int | Mapping[str, int] | None = None,
     shuffle_buffer: int | None = None,
     shuffle_seed: int = 0,
     allow_outside: bool = False,
@@ -47,6 +47,7 @@ def open_datasets(
 
     Args:
         split: only this one; else those of train, valid and test that there are.
+        n_examples: rows of a pass of a stream that does not say them: of train, or by split.
         name: of the configuration; shuffle_seed: of a stream's buffer; the others as in `open_hub`.
     """
     given: dict[str, Any] = {"columns": columns_of(columns), "images": images, "allow_outside": allow_outside}
@@ -54,17 +55,27 @@ def open_datasets(
         key: said for key, said in (("name", name), ("data_dir", data_dir), ("revision", revision)) if said is not None
     }
     if streaming:
-        given |= {"n_examples": n_examples, "shuffle_buffer": shuffle_buffer or 0, "seed": shuffle_seed}
+        given |= {"shuffle_buffer": shuffle_buffer or 0, "seed": shuffle_seed}
+
+    def opened(word: str, ours: str, *, is_only: bool = False) -> Any:
+        sizes = n_examples if isinstance(n_examples, Mapping) else {"train": n_examples}
+        n = n_examples if is_only and isinstance(n_examples, int) else sizes.get(ours)
+        own = {"n_examples": n} if streaming else {}
+        return open_hub(str(path), split=word, streaming=streaming, **given, **own)
+
     if split is not None:
-        return {split_of(split) or split: open_hub(str(path), split=split, streaming=streaming, **given)}
+        ours = split_of(split) or split
+        return {ours: opened(split, ours, is_only=True)}
     found: dict[str, Any] = {}
     first: DataError | None = None
     for ours, words in SPLITS.items():
         for word in words:
             try:
-                found[ours] = open_hub(str(path), split=word, streaming=streaming, **given)
+                found[ours] = opened(word, ours)
                 break
             except DataError as error:
+                if error.kind != NO_SPLIT:
+                    raise
                 first = first or error
     if not found:
         raise first or DataError(f"{path}: no split: expected train, valid or test.")

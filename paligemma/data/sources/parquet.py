@@ -24,6 +24,7 @@ from paligemma.data.example import Example
 from paligemma.data.sources.columns import Columns, encoded, in_folder
 from paligemma.data.sources.identity import picture_key, repeated_ids
 from paligemma.data.sources.jsonl import SPLITS
+from paligemma.data.sources.paths import is_hidden
 from paligemma.errors import DataError, MissingExtra, OptionError, nearest
 
 CACHE_BYTES = 64 * 2**20
@@ -175,19 +176,23 @@ def find_parquet(folder: str | Path, **options: Any) -> dict[str, Parquet]:
 
 
 def shards_by_split(folder: Path, suffix: str) -> dict[str, list[Path]]:
-    """Shards of a folder and those in it, in the order of their numbers, by the split that their names begin with.
+    """Shards of a folder and those in it, in the order of their numbers, by the split that their names say.
 
     Raises:
         DataError: none there.
     """
-    files = [str(path.relative_to(folder)) for path in folder.rglob(f"*{suffix}") if path.is_file()]
+    files = [
+        str(inside)
+        for path in folder.rglob(f"*{suffix}")
+        if path.is_file() and not is_hidden(inside := path.relative_to(folder))
+    ]
     if not files:
         raise DataError(f"{folder}: no files *{suffix}: expected at least one. Check the path.")
     return {split: [folder / name for name in names] for split, names in by_split(files).items()}
 
 
 def by_split(names: Iterable[str]) -> dict[str, list[str]]:
-    """Paths inside a folder by the split that they begin with, or a folder on their way does; else "train"."""
+    """Paths inside a folder by the split that their name says, or a folder on their way does; else "train"."""
     found: dict[str, list[str]] = {}
     for name in sorted(names, key=by_number):
         *folders, file = PurePath(name).parts
@@ -336,9 +341,16 @@ def _layout(paths: Sequence[Path], columns: Columns) -> tuple[Any, Any, Any]:
 
 
 def split_of(name: str) -> str | None:
-    """The split that a name begins with."""
-    words = re.split(r"[^a-z]+", name.lower())
-    return next((split for split, known in SPLITS.items() if words[0] in known), None)
+    """The split that a name says, as one of its words; None of a name that says none.
+
+    Raises:
+        DataError: it says two.
+    """
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    found = [split for split, known in SPLITS.items() if words & set(known)]
+    if len(found) > 1:
+        raise DataError(f"{name}: {' and '.join(found)} in one name: expected one split. Rename the file.")
+    return found[0] if found else None
 
 
 def _open(path: Path) -> Any:

@@ -57,6 +57,11 @@ def leads_out(name: str) -> bool:
     return given.is_absolute() or ".." in given.parts or bool(PureWindowsPath(name).drive)
 
 
+def is_hidden(path: Path) -> bool:
+    """Whether a path inside a folder leads through what a system keeps beside files: .git, ._a.jpg, __MACOSX."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+
+
 def is_inside(folder: str | Path, path: str | Path) -> bool:
     """Whether a path stays in a folder once symbolic links are followed."""
     real = os.path.realpath(path)

@@ -232,25 +232,27 @@ def write_tars(
         raise OptionError(f"per_shard={per_shard}: expected at least 1.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
+    parts: dict[Path, Path] = {}  # what has its own name when all of it is there -> that name
     numbered = enumerate(examples)
-    while chunk := list(itertools.islice(numbered, 1)):
-        path = folder / f"{name}-{len(written):06d}.tar"
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
+    try:
+        while chunk := list(itertools.islice(numbered, 1)):
+            path = folder / f"{name}-{len(parts):06d}.tar"
+            part = path.with_name(f".{path.name}.{os.getpid()}.part")
+            parts[part] = path
             with tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as tar:
                 for number, example in itertools.chain(chunk, itertools.islice(numbered, per_shard - 1)):
                     for member, data in _members(example):
                         head = tarfile.TarInfo(f"{number:09d}.{member}")  # mtime 0, nobody's: the same bytes every time
                         head.size = len(data)
                         tar.addfile(head, io.BytesIO(data))
+        if not parts:
+            raise DataError(f"no examples for {folder}: expected at least one.")
+        for part, path in parts.items():
             part.replace(path)
-        finally:
+    finally:
+        for part in parts:
             part.unlink(missing_ok=True)
-        written.append(path)
-    if not written:
-        raise DataError(f"no examples for {folder}: expected at least one.")
-    return written
+    return list(parts.values())
 
 
 def expand(pattern: str) -> list[str]:
@@ -358,17 +360,17 @@ def _is_read(kind: str) -> bool:
 
 def _text(data: bytes, where: str) -> str:
     try:
-        return data.decode("utf-8").strip()
+        return data.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 ({error.reason}): save the file as UTF-8.") from None
 
 
 def _json(data: bytes, where: str) -> Any:
     try:
-        return json.loads(data.decode("utf-8"))
+        return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 ({error.reason}): save the file as UTF-8.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error}): expected an object with prefix and suffix.") from None
 
 

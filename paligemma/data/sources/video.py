@@ -10,6 +10,7 @@ A clip that ends early has fewer frames; `tiled` starts it over, as `video_pixel
 """
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -42,6 +43,7 @@ def read_clip(
     fps: float | None = None,
     start_s: float = 0.0,
     end_s: float | None = None,
+    root: str | Path | None = None,
 ) -> tuple[Picture, ...]:
     """Frames of a video file, or of a folder with a picture per frame, sorted by the numbers in their names.
 
@@ -52,6 +54,7 @@ def read_clip(
         n_frames: at most so many.
         stride: frames of the source from one to the next.
         fps: frames a second, in place of a stride: at each time the frame that is shown then. Neither: evenly spread.
+        root: folder that links among the frames must not lead out of; None allows any.
         start_s, end_s: where the clip begins, and where it ends before the file does.
 
     Returns:
@@ -66,7 +69,7 @@ def read_clip(
     if path.is_dir():
         if fps is not None or start_s or end_s is not None:
             raise OptionError(f"{path} is a folder of frames, which have no time: expected stride, not fps or start_s.")
-        return _of_folder(path, n_frames, stride)
+        return _of_folder(path, n_frames, stride, None if root is None else Path(root))
     if not path.is_file():
         raise DataError(f"{path}: no such file: expected a video or a folder of frames. Check the path.")
     wanted: Sequence[int] = range(0, n_frames * stride, stride) if stride else ()
@@ -140,12 +143,12 @@ def clip_of_row(
         if isinstance(value, bool) or not isinstance(value, kinds):
             raise DataError(f"{where}: '{key}' is {value!r}: expected a number.")
     path = Path(folder) / name
-    if not path.is_dir():
+    if not os.path.isdir(path):  # unlike Path's, False of a name that no file can have
         path = in_folder(name, where, folder=Path(folder), allow_outside=allow_outside)
     elif not allow_outside and (leads_out(name) or not is_inside(folder, path)):
         raise DataError(f"{where}: the frames {name} lie outside {folder}: expected a folder inside. Move it there.")
     try:
-        return read_clip(path, **options)
+        return read_clip(path, **options, root=None if allow_outside else folder)
     except (DataError, OptionError) as error:
         raise DataError(f"{where}: {error}") from None
 
@@ -163,12 +166,12 @@ def _check(n_frames: int, stride: int | None, fps: float | None, start_s: float,
         raise OptionError(f"start_s={start_s}, end_s={end_s}: expected an end behind the start.")
 
 
-def _of_folder(folder: Path, n_frames: int, stride: int | None) -> tuple[Picture, ...]:
-    files = sorted((p for p in folder.iterdir() if p.suffix.lower() in FRAMES), key=lambda p: by_number(p.name))
+def _of_folder(folder: Path, n_frames: int, stride: int | None, root: Path | None) -> tuple[Picture, ...]:
+    named = (path for path in folder.iterdir() if path.suffix.lower() in FRAMES and path.name[0] != ".")
+    files = sorted(named, key=lambda path: by_number(path.name))
     if not files:
         raise DataError(f"{folder} has no frames: expected pictures such as 0001.jpg.")
-    inside = {folder.resolve(), folder.parent.resolve()}
-    if any(file.is_symlink() and not any(file.resolve().is_relative_to(f) for f in inside) for file in files):
+    if root is not None and any(file.is_symlink() and not is_inside(root, file) for file in files):
         raise DataError(f"{folder}: a frame is a symbolic link that leads outside: expected files. Copy them in.")
     chosen = evenly(len(files), n_frames) if stride is None else range(0, len(files), stride)[:n_frames]
     try:

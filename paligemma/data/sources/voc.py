@@ -198,7 +198,7 @@ def find_voc(folder: str | Path, *, one_based: bool | None = None, allow_outside
             file = next((file for file in lists if file.is_file()), None)
             if file is not None:
                 found[split] = Voc(_listed(file, inside["annotations"]), labels=labels, **inside, **options)  # type: ignore[arg-type]
-        if not found:
+        if not found.keys() & {"train", "valid"}:
             both = path / "ImageSets" / "Main" / "trainval.txt"  # what some years have in place of both
             names = _listed(both, inside["annotations"]) if both.is_file() else _xml_names(inside["annotations"])
             found["train"] = Voc(names, labels=labels, **inside, **options)  # type: ignore[arg-type]
@@ -325,4 +325,4 @@ def _listed(file: Path, annotations: Path) -> list[str]:
 
 
 def _xml_names(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob("*.xml")) if folder.is_dir() else []
+    return sorted(path.stem for path in folder.glob("*.xml") if path.name[0] != ".") if folder.is_dir() else []

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from paligemma.data.example import naming
 from paligemma.data.record import Instance, Record
 from paligemma.data.sources.folder import (
+    SEVERAL,
     Names,
+    emptied,
     open_text,
     read_text,
     refuse_existing,
@@ -65,43 +68,63 @@ def write_voc(
     taken = [path.name for place in (pictures, texts) if place.is_dir() for path in place.iterdir()]
     names = Names([name for name in taken if Path(name).stem not in old], by_stem=True)
     known = dict.fromkeys((*listed_labels(folder), *labels))
+    with emptied(folder) as stage:
+        written = _write(records, stage, names, known, bool(labels), left_out)
+        if not written:
+            raise DataError(f"no records for {file}: expected at least one picture.")
+        for name in written:  # nothing takes its place before all of it is there
+            for made, place in zip(_files(stage, name), _files(folder, name), strict=True):
+                if made.exists():
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    made.replace(place)
+                else:
+                    place.unlink(missing_ok=True)
+    for path, rows in ((folder / LABELS, known), (file, [name.stem for name in written])):
+        with replaced(path) as part, open_text(part) as out:
+            out.writelines(f"{row}\n" for row in rows)
+    _remove(old, {path for name in written for path in _files(folder, name)}, folder)
+    return file
+
+
+def _write(
+    records: Iterable[Record], folder: Path, names: Names, known: dict[str, None], is_closed: bool,
+    left_out: Counter[str],
+) -> list[Path]:  # fmt: skip
+    """Pictures, XML files and masks of records; their names.
+
+    Args:
+        known: labels, to which new ones are added; is_closed: none may be.
+    """
     written: list[Path] = []
     for record in records:
         if not single_picture(record):
-            left_out["records of no picture or of several"] += 1
+            left_out[SEVERAL] += 1
             continue
         for item in record.instances:
-            if labels and item.label not in known:
+            if is_closed and item.label not in known:
                 raise DataError(
                     f"{record.where}: the label {item.label!r} is none of the {len(known)} of the data set: expected "
                     f"one of labels=….{nearest(item.label, known)} Add it there."
                 )
             known.setdefault(item.label)
         name = names.of(record.images[0], record.id)
-        save_picture(record.images[0], pictures / name, record.where)
+        picture, text, drawn = _files(folder, Path(name))
+        save_picture(record.images[0], picture, record.where)
         things = [item for item in record.instances if not item.is_crowd]
         left_out["crowd regions"] += len(record.instances) - len(things)
-        numbers = _object_numbers(record, things, left_out)
-        _, text, drawn = _files(folder, Path(name))
+        with naming(record.where):
+            numbers = _object_numbers(record, things, left_out)
         with replaced(text) as part:
             tree = _annotation(record, name, is_segmented=numbers is not None)
             tree.write(part, encoding="utf-8")
-        if numbers is None:
-            drawn.unlink(missing_ok=True)
-        else:
+        if numbers is not None:
             with replaced(drawn) as part:
                 numbers.save(part, format="PNG")
         for what in ("texts", "words", "questions"):
             left_out[what] += len(getattr(record, what))
         left_out.update(f"meta '{key}'" for key in record.meta if key != "objects")
         written.append(Path(name))
-    if not written:
-        raise DataError(f"no records for {file}: expected at least one picture.")
-    for path, rows in ((folder / LABELS, known), (file, [name.stem for name in written])):
-        with replaced(path) as part, open_text(part) as out:
-            out.writelines(f"{row}\n" for row in rows)
-    _remove(old, {path for name in written for path in _files(folder, name)}, folder)
-    return file
+    return written
 
 
 def _files(folder: Path, name: Path) -> list[Path]:

@@ -21,6 +21,7 @@ import yaml
 from paligemma.data.record import Instance, Mask, Polygon, Record
 from paligemma.data.sources.compact import Compact
 from paligemma.data.sources.folder import (
+    SEVERAL,
     Names,
     is_picture,
     open_text,
@@ -77,6 +78,7 @@ class Yolo:
         self._names = dict(labels) if isinstance(labels, Mapping) else dict(enumerate(labels))
         self.labels = tuple(dict.fromkeys(self._names[number] for number in sorted(self._names)))
         self.has_keypoints, self.allow_outside = has_keypoints, allow_outside
+        self.lists: frozenset[Path] = frozenset()  # text files that name pictures, and belong to none
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -107,6 +109,8 @@ class Yolo:
         name = os.path.relpath(picture, self.root)
         picture_path(self.root, name, where, allow_outside=self.allow_outside, also=())
         size, text = picture_size(picture, where), self.text_of(picture)
+        if not self.allow_outside and not is_inside(self.root, text):
+            raise DataError(f"{where} leads outside {self.root}: expected a file inside. Copy it in.")
         instances = []
         if text.is_file():
             for number, line in enumerate(read_text(text, "a text file of boxes").splitlines(), 1):
@@ -128,7 +132,10 @@ class Yolo:
             for folder in folders
             for known in [_stems(folder)]
             for text in folder.glob("*.txt")
-            if text not in texts and text.stem not in known and not text.name.lower().startswith(("classes", "readme"))
+            if text not in texts
+            and text.stem not in known
+            and text not in self.lists
+            and not text.name.lower().startswith(("classes", "readme"))
         )
         told = (("text files without a picture", lost), ("text files that two pictures share", shared))
         return tuple(f"{len(files):,} {what}, the first {files[0]}" for what, files in told if files)
@@ -186,7 +193,8 @@ def find_yolo(folder: str | Path, *, allow_outside: bool = False) -> dict[str, Y
     said = _read_yaml(file)
     names = _names(said, file)
     root = _root(said, file, allow_outside)
-    found = {}
+    found: dict[str, Yolo] = {}
+    lists: list[Path] = []
     for split, words in SPLITS.items():
         key = next((word for word in words if said.get(word)), None)
         if key is None:
@@ -201,6 +209,8 @@ def find_yolo(folder: str | Path, *, allow_outside: bool = False) -> dict[str, Y
                 known = [path.relative_to(root).as_posix() for path in root.glob("*/*") if path.is_dir()]
                 hint = nearest(str(entry), known)
                 raise DataError(f"{file}: {key}: {entry} is not there: expected a folder of pictures.{hint}")
+            if place.is_file():
+                lists.append(place)
             pictures += _listed(place, root, allow_outside) if place.is_file() else pictures_of(place)
         if pictures:
             found[split] = Yolo(
@@ -212,6 +222,8 @@ def find_yolo(folder: str | Path, *, allow_outside: bool = False) -> dict[str, Y
         raise DataError(
             f"{file}: no train, val or test: expected a folder of pictures for each.{nearest('train', said)}"
         )
+    for source in found.values():
+        source.lists = frozenset(lists)
     return found
 
 
@@ -276,7 +288,7 @@ def write_yolo(
         names = Names(by_stem=True)
         for record in records:
             if not single_picture(record):
-                left_out["records of no picture or of several"] += 1
+                left_out[SEVERAL] += 1
                 continue
             record = dataclasses.replace(record, size_hw=size_of(record))
             name = names.of(record.images[0], record.id)

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from paligemma.config import Resize
 from paligemma.data.builders.base import choice_no_replacement
-from paligemma.data.example import Example
+from paligemma.data.example import Example, naming
 from paligemma.data.sources.folder import picture_size
 from paligemma.data.sources.jsonl import Jsonl, find_splits
 from paligemma.data.subset import Subset, held_out, pictures_of_rows
-from paligemma.errors import DataError, OptionError, TaskError, nearest
+from paligemma.errors import DataError, OptionError, nearest
 from paligemma.processing.image import load_image
 from paligemma.processing.resize import resize
 from paligemma.recipes.rows import Rows, tell_problems
@@ -107,12 +107,8 @@ class TransferRows:
             seed=self.seed, epoch=epoch, index=index, key=f"{self.transfer.name} {row.get('id', where)}",
             is_training=self.is_training, where=where, mask_encoder=self.mask_encoder,
         )  # fmt: skip
-        try:
+        with naming(where):
             prefix, suffix = self.transfer.form(row, turn)
-        except (DataError, TaskError) as error:
-            message = str(error)
-            kind = getattr(error, "kind", "unreadable row")
-            raise DataError(message if where in message else f"{where}: {message}", kind=kind) from None
         meta = {key: value for key, value in row.items() if key not in PICTURES}
         return Example(self._pictures(row, where), prefix, suffix, 1.0, where, meta)
 
@@ -173,11 +169,8 @@ def _frames(jsonl: Jsonl, row: Row, where: str, n_frames: int, stride: int | Non
     if "video" in row:
         own = {"stride": stride} if row.get("fps") is None else {}
         wanted = {**row, "n_frames": n_frames, **{key: value for key, value in own.items() if row.get(key) is None}}
-    try:
+    with naming(where):
         return tiled(jsonl.images(wanted, where), n_frames)
-    except DataError as error:
-        message = str(error)
-        raise DataError(message if where in message else f"{where}: {message}") from None
 
 
 def transfer_of(name: str) -> Transfer:
