@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -121,6 +123,32 @@ def test_a_page_shows_rows_and_their_passes(coco, tmp_path, capsys):
     assert out.read_text().count("<article>") == 6
 
 
+def test_a_page_counts_pictures_that_cannot_be_decoded_and_survives_half_a_character(tmp_path, capsys):
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    Image.new("RGB", (9, 9)).save(tmp_path / "b.png")
+    rows = [{"image": "a.jpg", "prefix": "p", "suffix": "s"}, {"image": "b.png", "prefix": "p", "suffix": "\ud83d"}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["data", "preview", str(tmp_path), "--out", str(tmp_path / "p.html"), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["broken"] >= 1
+    assert (tmp_path / "p.html").read_text().count('class="broken"') >= 1
+
+
+def test_templates_of_columns_are_taken_as_they_are_written(tmp_path, capsys):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    (tmp_path / "rows").mkdir()
+    example = {
+        "image": {"bytes": (tmp_path / "a.png").read_bytes(), "path": "a.png"},
+        "question": "what?",
+        "answer": "x",
+    }
+    table = pa.Table.from_pylist([example])
+    pq.write_table(table, tmp_path / "rows" / "train.parquet")
+    words = ["--column", "prefix=answer en {question}", "--column", "suffix={answer}"]
+    assert main(["data", "convert", str(tmp_path / "rows"), str(tmp_path / "out"), "--to", "jsonl", *words]) == 0
+    (row,) = (json.loads(line) for line in next((tmp_path / "out").glob("*.jsonl")).read_text().splitlines())
+    assert (row["prefix"], row["suffix"]) == ("answer en what?", "x")
+
+
 def test_a_page_shows_rows_as_a_run_does(coco, tmp_path):
     """The same prompts, places and distorted pixels as the loader of that run hands to the model."""
     out = tmp_path / "page.html"
@@ -156,7 +184,12 @@ def test_a_page_shows_rows_as_a_run_does(coco, tmp_path):
         (["check", "nowhere"], "nowhere: no such file or folder"),
         (["convert", "{coco}", "{out}", "--to", "yollo"], "Did you mean 'yolo'"),
         (["convert", "{coco}", "{out}", "--to", "jsonl"], "--task detect"),
-        (["convert", "{coco}", "{coco}", "--to", "coco"], "--overwrite"),
+        (["convert", "{coco}", "{coco}", "--to", "coco"], "is the data itself"),
+        (
+            ["convert", "{coco}", "{coco}/train/_annotations.coco.json", "--to", "jsonl", "--task", "detect"],
+            "place that can be written",
+        ),
+        (["preview", "{coco}", "--task", "detect", "--out", "{out}/no/p.html"], "place that can be written"),
         (["convert", "{coco}", "{out}", "--to", "jsonl", "--task", "detect, segment"], "expected --model"),
         (["preview", "{coco}", "--task", "detekt"], "Did you mean 'detect'"),
         (["preview", "{coco}", "--task", "detect", "--augment", "flip"], "expected NAME=VALUE"),

@@ -118,6 +118,21 @@ def test_sides_are_found_in_every_language(text: str):
     assert not names_colour([text])
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["turn_left", "left_arrow", "hand_right", "turnRight", "left2", "topleft", "in the northeast corner",
+     "a westbound lane", "den vänstra katten", "الركن الايمن", "बायी ओर"],
+)  # fmt: skip
+def test_sides_are_found_in_names_of_classes_and_in_other_spellings(text: str):
+    assert names_side([text])
+
+
+def test_colours_are_found_in_names_of_classes():
+    assert names_colour(["red_light"])
+    assert names_colour(["trafficGreen"])
+    assert not names_colour(["infra_redux"])
+
+
 @pytest.mark.parametrize("text", ["a bright copyright sign", "a leaflet, cleft", "Recht und Linkedin", "solar panel"])
 def test_words_that_only_hold_a_side_are_none(text: str):
     assert not names_side([text])
@@ -130,6 +145,27 @@ def test_words_that_only_hold_a_side_are_none(text: str):
 )  # fmt: skip
 def test_colours_are_found(text: str):
     assert names_colour([text])
+
+
+@pytest.mark.parametrize("polygons", [((),), ((1.0, 1.0, 5.0, 5.0, 7.0),), ((1.0, 1.0, 5.0, 5.0),)])
+def test_an_outline_of_fewer_than_three_corners_is_a_fault_of_its_row(polygons):
+    mask = Mask((8, 8), polygons)
+    record = Record((np.zeros((8, 8, 3), np.uint8),), (8, 8), (Instance("x", (1, 1, 5, 5), mask),), where="row 7")
+    with pytest.raises(DataError, match=r"row 7.*three corners") as caught:
+        augment(record, rng(), FLIP)
+    assert caught.value.kind == "bad mask"
+
+
+def test_a_picture_that_cannot_be_opened_is_named_by_its_row():
+    class Rows:
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return Example((b"",), "detect x", "<loc0000><loc0000><loc0100><loc0100> x", where="shard.tar 17")
+
+    with pytest.raises(DataError, match=r"shard\.tar 17: .*empty"):
+        Augmented(Rows(), FLIP)[0]
 
 
 def test_hues_turn_only_where_no_colour_is_named():

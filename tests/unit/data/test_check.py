@@ -12,7 +12,7 @@ from paligemma.data.check import KINDS, check, table_lines
 from paligemma.data.duplicates import Twins, near_twins
 from paligemma.data.labels import likely_typos, one_edit
 from paligemma.data.mixture import Mixture, Part
-from paligemma.data.record import Instance, Mask, Record, Text
+from paligemma.data.record import Instance, Mask, Record, Text, Word
 from paligemma.data.rows import builders_of, no_codes
 from paligemma.data.sources.jsonl import Jsonl
 from paligemma.data.sources.tars import Tars, write_tars
@@ -116,13 +116,29 @@ def test_faults_of_annotations_are_found():
                 record("label", Instance("cat;dog", (1, 1, 20, 20))),
                 record("again", id="1"),
                 record("no words", texts=(Text(" "),)),
+                record("flat word", words=(Word("STOP", (5, 5, 5, 9)),)),
+                record("region outside", texts=(Text("far", box_xyxy_px=(width + 5, 1, width + 9, 20)),)),
             )
         }
     )
     assert findings.counts == {
-        "bad mask": 2, "turned-over box": 2, "box outside": 1, "bad label": 1, "duplicate id": 1,
+        "bad mask": 2, "turned-over box": 3, "box outside": 2, "bad label": 1, "duplicate id": 1,
         "box over the edge": 1, "empty suffix": 1,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("turn", [1, 3, 6])
+def test_boxes_on_a_picture_that_is_turned_when_opened_are_worth_a_look(tmp_path, turn):
+    path, exif = tmp_path / "a.jpg", Image.Exif()
+    exif[0x0112] = turn
+    Image.new("RGB", (40, 40), "red").save(path, exif=exif)
+    cat = Record((path,), (40, 40), (Instance("cat", (1, 1, 20, 20)),), where="cat")
+    found = check({"train": Records(cat, Record((path,), (40, 40), texts=(Text("a cat"),), where="text"))})
+    assert found.counts == ({} if turn == 1 else {"turned by EXIF": 1})
+
+
+def test_half_a_character_is_found(tmp_path):
+    assert check({"train": folder(tmp_path, [row(suffix="cut \ud83d"), row("1.png")])}).counts == {"not UTF-8": 1}
 
 
 def test_texts_beyond_the_limit_are_measured_by_the_given_tokenizer(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from paligemma.data.builders import BUILDERS, Built, OneOf, builder_of
-from paligemma.data.check import check
+from paligemma.data.check import KINDS, check
 from paligemma.data.convert import READERS, WRITERS, convert, read_records, write_jsonl, write_split
 from paligemma.data.example import Example
 from paligemma.data.record import Asked, Instance, Mask, Record, Text
@@ -175,6 +175,91 @@ def test_a_mixture_is_converted_row_by_row_whatever_its_weights(tmp_path, coco):
     back = open_data(tmp_path / "back")["train"]
     assert by_picture(open_data(coco)["train"]).items() <= by_picture(back).items()
     assert sum(len(record.texts) for record in all_of(back)) == 5
+
+
+def test_held_out_splits_of_a_mixture_are_converted_row_by_row_too(tmp_path):
+    record = Record((picture(tmp_path / "a.png"),), SIZE_HW, texts=tuple(Text(f"text {i}") for i in range(4)))
+    boxed = Record((picture(tmp_path / "b.png", seed=1),), SIZE_HW, (Instance("cat", (3, 4, 33, 34)),))
+    for split in ("train", "valid"):
+        write_coco([record], tmp_path / "texts", split=split)
+        write_coco([boxed], tmp_path / "boxes", split=split)
+    sources = {"a": {"data": "texts", "task": "caption"}, "b": {"data": "boxes", "task": "detect"}}
+    (tmp_path / "mixture.yaml").write_text(json.dumps({"sources": sources}))
+    valid = open_rows(tmp_path / "mixture.yaml")["valid"]
+    assert write_split(valid, tmp_path / "rows", to="jsonl").n_rows == 5
+    write_split(valid, tmp_path / "back", to="coco")
+    back = all_of(open_data(tmp_path / "back")["train"])
+    assert [len(one.texts) for one in back] == [4, 0]
+    assert back[1].instances[0].box_xyxy_px == (3, 4, 33, 34)
+    assert "another shape" in KINDS
+    assert check({"valid": valid}).n_rows == {"valid: source 1": 1, "valid: source 2": 1}
+
+
+@pytest.mark.parametrize("to", ["yolo", "voc", "coco"])
+def test_a_mask_that_is_none_costs_its_record_alone(tmp_path, to):
+    bad = Instance("cat", (1, 1, 9, 9), Mask(SIZE_HW, ((1, 1, 9, 9),)))
+    records = [Record((picture(tmp_path / "a.png"),), SIZE_HW, (bad,), where="image 1"),
+               Record((picture(tmp_path / "b.png", seed=1),), SIZE_HW, (Instance("cat", (1, 1, 9, 9)),))]  # fmt: skip
+    with pytest.raises(DataError, match=r"image 1: cat: .*three corners"):
+        write_split(Listed(records), tmp_path / "out", to=to)
+    assert not [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    done = write_split(Listed(records), tmp_path / "out", to=to, skip_broken=True)
+    assert (done.n_rows, len(done.problems)) == (1, 1)
+
+
+class Listed(list):
+    """Records that were made by hand."""
+
+    labels = ("cat",)
+
+
+@pytest.mark.parametrize("to", ["jsonl", "parquet", "wds", "coco", "yolo", "voc"])
+def test_half_a_character_costs_its_row_alone(tmp_path, to):
+    said = [Example((picture(tmp_path / f"{i}.png", seed=i),), "detect x", f"{CAT[:36]} {label}", where=f"row {i}")
+            for i, label in enumerate(["cat", "cut \ud83d"])]  # fmt: skip
+    with pytest.raises(DataError, match=r"row 1.*half of a character"):
+        write_split(said, tmp_path / "out", to=to)
+    done = write_split(said, tmp_path / "again", to=to, skip_broken=True)
+    assert (done.n_rows, len(done.problems)) == (1, 1)
+
+
+def test_pixels_that_several_rows_show_are_written_once(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 3)).astype(np.uint8)
+    other = pixels.reshape(9, 8, 3)  # the same bytes in another shape
+    said = [Example((image,), "caption en", str(i), meta={"id": f"7-{i}", "record_id": "7"})
+            for i, image in enumerate([pixels, pixels.copy(), other])]  # fmt: skip
+    write_jsonl(said, tmp_path / "out")
+    source = find_splits(tmp_path / "out")["train"]
+    assert [row.images[0].name for row in all_of(source)] == ["7.png", "7.png", "7-1.png"]
+
+
+@pytest.mark.parametrize("to", ["wds", "voc", "jsonl", "parquet"])
+def test_a_split_that_breaks_off_leaves_what_was_there(tmp_path, to):
+    def rows(n: int, broken: bool) -> list[Example]:
+        found = [
+            Example((picture(tmp_path / f"{i}.png", seed=i),), "detect cat", CAT, where=f"row {i}") for i in range(n)
+        ]
+        return (
+            [*found, Example((tmp_path / "missing.png",), "detect cat", CAT, where="the last row")] if broken else found
+        )
+
+    out = tmp_path / "out"
+    with pytest.raises(DataError):
+        write_split(rows(2, True), out, to=to)
+    assert not [file for file in out.rglob("*") if file.is_file()] or to == "jsonl"
+    write_split(rows(2, False), out, to=to, overwrite=to == "jsonl")
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    with pytest.raises(DataError):
+        write_split(rows(3, True), out, to=to, overwrite=True)
+    after = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    assert before.items() <= after.items()
+    assert to == "jsonl" or before == after
+
+
+def test_rows_that_a_format_leaves_out_are_not_counted_as_written(tmp_path):
+    path = picture(tmp_path / "a.png")
+    done = write_split(Listed([Record((path, path)), Record((path,))]), tmp_path / "out", to="coco")
+    assert done.n_rows == 1
 
 
 def test_prompts_that_read_anything_do_not_break_the_count(tmp_path):

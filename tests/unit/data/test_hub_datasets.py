@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from paligemma.data.order import Line
 from paligemma.data.sources.columns import Columns
-from paligemma.data.sources.hub import HubDataset, StreamSource, open_hub
+from paligemma.data.sources.hub import HubDataset, StreamSource, _is_on_hub, open_hub
+from paligemma.data.sources.packed import open_datasets
 from paligemma.errors import DataError, OptionError
 from paligemma.processing.image import load_image
 
@@ -214,6 +215,39 @@ def test_the_length_of_a_stream_is_known_or_asked_for():
     for options in ({"n_examples": 0}, {"shuffle_buffer": -1}):
         with pytest.raises(OptionError):
             StreamSource(table(5).to_iterable_dataset(), columns=COLUMNS, **options)
+
+
+def test_a_number_of_rows_is_that_of_train_or_of_the_split_that_is_named(tmp_path):
+    datasets.DatasetDict({"train": table(6), "validation": table(3)}).save_to_disk(tmp_path / "both")
+    options = {"columns": COLUMNS, "streaming": True}
+    with pytest.raises(DataError, match="validation: a stream that does not say"):
+        len(open_datasets(tmp_path / "both", n_examples=4, **options)["valid"])
+    found = open_datasets(tmp_path / "both", n_examples={"train": 4, "valid": 3}, **options)
+    assert {split: len(source) for split, source in found.items()} == {"train": 4, "valid": 3}
+    assert len(open_datasets(tmp_path / "both", split="validation", n_examples=2, **options)["valid"]) == 2
+
+
+def test_only_a_split_that_is_not_there_is_passed_over(tmp_path):
+    table(3).save_to_disk(tmp_path / "train")
+    both = datasets.DatasetDict({"train": table(3), "validation": table(3).remove_columns("label")})
+    both.save_to_disk(tmp_path / "both")
+    with pytest.raises(DataError, match="no column 'label'"):
+        open_datasets(tmp_path / "both", columns=COLUMNS)
+    both["validation"] = table(2)
+    both.save_to_disk(tmp_path / "whole")
+    assert set(open_datasets(tmp_path / "whole", columns=COLUMNS)) == {"train", "valid"}
+
+
+@pytest.mark.parametrize(
+    ("name", "is_on_hub"),
+    [
+        ("hf://datasets/a/b.png", True), ("zip://a.png::hf://datasets/a/b.zip", True),
+        ("/home/me/private.png::hf://x", False), ("file:///etc/passwd::hf://x", False), ("hf://x::/etc/passwd", False),
+        ("https://example.org/a.png", False),
+    ],
+)  # fmt: skip
+def test_addresses_lead_to_the_hub_or_nowhere(name, is_on_hub):
+    assert _is_on_hub(name) is is_on_hub
 
 
 def test_the_loader_reads_a_stream_step_by_step():

@@ -184,6 +184,26 @@ def test_what_is_no_mixture_is_refused_in_a_line(parts, options, message):
         Mixture(parts, **options)
 
 
+def test_a_source_of_weight_0_is_switched_off():
+    parts = {"on": Part(source=Numbers(10, "on"), weight=1), "off": Part(source=Numbers(1000, "off"), weight=0)}
+    for exhaustion in ("repeat", "drop", "stop"):
+        mixture = Mixture(parts, exhaustion=exhaustion)
+        assert len(mixture) == 10
+        assert {mixture[i].prefix for i in range(30)} == {"on"}
+    once = mixture.once()
+    assert sorted(int(once[i].suffix) for i in range(len(once))) == list(range(10))
+    reversed_order = Mixture(dict(reversed(parts.items()))).once()
+    assert {reversed_order[i].prefix for i in range(len(reversed_order))} == {"on"}
+
+
+def test_no_temperature_is_too_cold_for_a_share():
+    parts = {"many": Part(source=Numbers(2000)), "few": Part(source=Numbers(20))}
+    cold = Mixture(parts, temperature=0.01)
+    assert cold.shares[0] > 0.999
+    assert cold.shares[1] > 0
+    assert quotas(cold.shares)[1] >= 1
+
+
 def test_an_empty_source_is_refused():
     with pytest.raises(DataError, match="a: no rows"):
         Mixture({"a": Part(source=Numbers(0))})

@@ -105,6 +105,19 @@ def test_the_splits_of_a_folder_are_found_in_the_order_of_their_numbers(tmp_path
         Parquet(tmp_path, split="trian")
 
 
+def test_a_split_is_any_word_of_a_name_and_hidden_files_are_none(tmp_path):
+    rows = examples(3)
+    for i, name in enumerate(["cc3m-train-0000.parquet", "cc3m-validation-0000.parquet", "__MACOSX/test.parquet"]):
+        write_parquet(rows[i : i + 1], tmp_path / name)
+    (tmp_path / "._cc3m-train-0000.parquet").write_bytes(b"\0\5\x16\7")
+    assert {split: source[0].prefix for split, source in find_parquet(tmp_path).items()} == {
+        "train": "caption 0", "valid": "caption 1",
+    }  # fmt: skip
+    write_parquet(rows, tmp_path / "train-test.parquet")
+    with pytest.raises(DataError, match="train and test in one name"):
+        find_parquet(tmp_path)
+
+
 def test_a_file_that_is_cut_off_is_named(tmp_path):
     path = tmp_path / "a.parquet"
     write_parquet(examples(3), path)

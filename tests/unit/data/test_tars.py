@@ -129,6 +129,15 @@ def test_texts_and_fields_beside_a_picture_are_its_example(tmp_path):
     assert source.files(0)["ignored.npy"] == b"123"
 
 
+def test_marks_at_the_beginning_of_a_text_are_no_part_of_it(tmp_path):
+    mark = b"\xef\xbb\xbf"
+    path = tar_of(tmp_path / "a.tar", ("0.png", png(0)), ("0.json", mark + b'{"prefix": "p", "suffix": "s"}'),
+                  ("1.png", png(1)), ("1.txt", mark + b"a cat"))  # fmt: skip
+    source = Tars(path)
+    assert (source[0].prefix, source[0].suffix) == ("p", "s")
+    assert Tars(path, columns=Columns(prefix="=p", suffix="txt"))[1].suffix == "a cat"
+
+
 def test_columns_pick_fields_and_files(tmp_path):
     path = tar_of(
         tmp_path / "a.tar", ("1.left.png", png(1)), ("1.right.png", png(2)), ("1.json", b'{"qa": {"q": "why?"}}'),

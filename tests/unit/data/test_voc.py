@@ -70,6 +70,21 @@ def test_the_usual_layouts_are_found(tmp_path, options, inner):
     assert {split: [r.id for r in all_of(source)] for split, source in found.items()} == {"train": ["a"]}
 
 
+def test_trainval_is_what_is_learned_beside_a_test_list(tmp_path):
+    folder(tmp_path, names=None)
+    sets = tmp_path / "ImageSets" / "Main"
+    sets.mkdir(parents=True)
+    (sets / "trainval.txt").write_text("a\n")
+    (sets / "test.txt").write_text("a\n")
+    assert {split: len(source) for split, source in find_voc(tmp_path).items()} == {"test": 1, "train": 1}
+
+
+def test_what_a_mac_leaves_beside_files_is_no_annotation(tmp_path):
+    folder(tmp_path, names=None)
+    (tmp_path / "Annotations" / "._a.xml").write_bytes(b"\0\5\x16\7")
+    assert len(find_voc(tmp_path)["train"]) == 1
+
+
 def test_two_years_in_one_folder_have_to_be_told_apart(tmp_path):
     folder(tmp_path / "VOC2007"), folder(tmp_path / "VOC2012")
     with pytest.raises(DataError, match="holds VOC2007, VOC2012"):

@@ -284,6 +284,29 @@ def test_a_writing_that_breaks_off_leaves_nothing(tmp_path):
     assert not [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
 
 
+def test_lists_beside_the_pictures_are_no_lost_rows(tmp_path):
+    for name in "ab":
+        picture(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("0 0.5 0.5 0.25 0.5")
+    (tmp_path / "train.txt").write_text("./a.png\n")
+    (tmp_path / "val.txt").write_text("./b.png\n")
+    (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: train.txt\nval: val.txt\n")
+    assert {split: (len(s), s.problems) for split, s in find_yolo(tmp_path).items()} == {
+        "train": (1, ()), "valid": (1, ()),
+    }  # fmt: skip
+
+
+def test_rows_that_are_a_link_out_of_the_folder_are_refused_unless_allowed(tmp_path):
+    folder(tmp_path / "data", "")
+    (tmp_path / "secret").write_text("0 0.5 0.5 0.25 0.5")
+    text = tmp_path / "data" / "labels" / "train" / "a.txt"
+    text.unlink()
+    text.symlink_to(tmp_path / "secret")
+    with pytest.raises(DataError, match="leads outside"):
+        find_yolo(tmp_path / "data")["train"][0]
+    assert len(find_yolo(tmp_path / "data", allow_outside=True)["train"][0].instances) == 1
+
+
 def test_lists_may_divide_one_folder(tmp_path):
     for name in "abc":
         picture(tmp_path / "images" / f"{name}.png")
