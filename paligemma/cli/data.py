@@ -107,7 +107,8 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from paligemma.data.check import check, table_lines
+    from paligemma.data.check import check
+    from paligemma.data.findings import table_lines
     from paligemma.data.rows import no_codes
 
     masks = None if args.model is None else _masks(args.model)

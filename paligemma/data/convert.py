@@ -28,7 +28,7 @@ from paligemma.data.sources.jsonl_write import write_jsonl
 from paligemma.data.sources.open import READERS, open_data, sniff
 from paligemma.data.sources.packed import write_parquet_split, write_tar_split
 from paligemma.data.sources.voc_write import write_voc
-from paligemma.data.sources.yolo import write_yolo
+from paligemma.data.sources.yolo_write import write_yolo
 from paligemma.data.subset import problems_of
 from paligemma.data.unfold import Build, Unfolded, joined, lost, numbered
 from paligemma.errors import DataError, ImageError, OptionError, nearest

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from paligemma.data.builders import Built
-from paligemma.data.check import KINDS, check, table_lines
+from paligemma.data.check import check
 from paligemma.data.duplicates import Twins, near_twins
+from paligemma.data.findings import KINDS, table_lines
 from paligemma.data.labels import likely_typos, one_edit
 from paligemma.data.mixture import Mixture, Part
 from paligemma.data.record import Instance, Mask, Record, Text, Word

@@ -9,7 +9,8 @@ from PIL import Image
 
 from paligemma.data.record import Instance, Mask, Record
 from paligemma.data.sources.outline import join_outlines, outline, split_outlines
-from paligemma.data.sources.yolo import find_yolo, write_yolo
+from paligemma.data.sources.yolo import find_yolo
+from paligemma.data.sources.yolo_write import write_yolo
 from paligemma.errors import DataError, OptionError
 from paligemma.processing.image import load_image
 from tests.picture_folders import SIZE_HW, all_of, annotations, boxes, drawn_records, picture
