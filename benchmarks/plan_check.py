@@ -42,16 +42,17 @@ def _checked(saved: dict[str, Any]) -> tuple[str, int]:
     from helpers.train_sides import ADAPTERS, ALPHA, RANK
 
     from paligemma.models.lora import LoraOptions
-    from paligemma.train.devices import MEASURED_CPU, Device
+    from paligemma.train.devices import ASSUMED_GPU, MEASURED_CPU, Device
     from paligemma.train.pace import pace
     from paligemma.train.plan import Setup, plan
 
     settings, rates = saved["settings"], saved["rates"]
     config = benchmark_config(settings["preset"], settings["depth"])
+    on_cuda = settings.get("device", "cpu") == "cuda"
     device = Device(
-        name="measured", kind="cpu", memory_bytes=0, flops=rates["flops"], bandwidth=rates["bandwidth"], link=1,
-        fresh=rates["fresh"],
-        shares=MEASURED_CPU, source="the run",
+        name="measured", kind="cuda" if on_cuda else "cpu", memory_bytes=0, flops=rates["flops"],
+        bandwidth=rates["bandwidth"], link=1, fresh=rates["fresh"], shares=ASSUMED_GPU if on_cuda else MEASURED_CPU,
+        source="the run",
     )  # fmt: skip
     lines = [
         f"{saved['machine']['cpu']}, {settings['threads']} threads\n",
@@ -66,6 +67,7 @@ def _checked(saved: dict[str, Any]) -> tuple[str, int]:
             method=method, part_size=settings["batch"], batch_size=settings["batch"], text_length=settings["text"],
             target_length=settings["targets"], lora=LoraOptions(rank=RANK, alpha=ALPHA),
             weight_bytes=2 if narrow and method in ADAPTERS else 4, compute_bytes=2 if narrow else 4,
+            on_cuda=on_cuda,
         )  # fmt: skip
         planned = plan(config, setup)
         step = pace(config, setup, planned, device).step_s

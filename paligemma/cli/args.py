@@ -73,7 +73,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     group.add_argument("--dtype", default="auto", metavar="T", help="auto, float32, bfloat16, float16 (default: auto)")
-    group.add_argument("--quantize", metavar="Q", help="quantised weights (none in this version)")
+    group.add_argument("--quantize", metavar="Q", help="nf4: the matrices of the decoder in 4 bits (extra: qlora)")
     group.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub repository")
     group.add_argument("--tokenizer", metavar="FILE", help="tokenizer.model or tokenizer.json not beside the weights")
     group.add_argument("--mask-vae", metavar="FILE", help="mask decoder .npz not beside the weights")

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from paligemma.cli.run import PATIENCE_S, note, pair, writing
+from paligemma.cli.run import PATIENCE_S, column, note, pair, writing
 from paligemma.errors import OptionError, nearest
 
 ACTIONS = {
@@ -363,7 +363,7 @@ def _splits(args: argparse.Namespace, *, as_they_are: bool = False, **options: A
 
     given: dict[str, Any] = {"format": args.format, "allow_outside": args.allow_outside}
     given |= dict(pair(word, "--option") for word in args.option)
-    columns = [_column(word) for word in args.column]
+    columns = [column(word) for word in args.column]
     if columns:
         given["columns"] = columns
     if (as_they_are or args.task is None) and not is_mixture(args.data) and not options.get("augmentation"):
@@ -377,13 +377,6 @@ def _splits(args: argparse.Namespace, *, as_they_are: bool = False, **options: A
                 f"{args.data} has no split '{split}': expected one of {', '.join(found)}.{nearest(split, found)}"
             )
     return {split: source for split, source in found.items() if not args.split or split in args.split}
-
-
-def _column(word: str) -> tuple[str, str | None]:
-    """Which column holds what, as it is written: templates in braces are no YAML."""
-    name, _ = pair(word, "--column")
-    value = word.partition("=")[2].strip()
-    return name, None if value.lower() == "none" else value
 
 
 def _require_format(name: str, known: Any) -> None:

@@ -3,7 +3,7 @@
 paligemma eval tiny
 paligemma eval tiny --limit 100 --json
 paligemma eval tiny --model my-folder/ --out scores.json
-paligemma eval tiny --unseen --model tiny --beside tiny-hi --beside runs/old
+paligemma eval tiny --unseen --model tiny --beside runs/tiny/tiny --beside runs/old
 paligemma eval digits/ --model runs/digits/model --split test --predictions answers.jsonl
 paligemma eval animals-coco/ --task detect --model runs/animals/model
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from paligemma.cli.args import DEFAULT_MODEL, add_model_options, add_output_options
-from paligemma.cli.run import load_model, note, pair
+from paligemma.cli.run import column, load_model, note, pair
 from paligemma.errors import OptionError, nearest
 
 SUITES = ("tiny",)
@@ -29,10 +29,21 @@ SUITES = ("tiny",)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("suite", metavar="SUITE|FOLDER", help="tiny, or a folder or file of examples")
-    parser.add_argument("--split", metavar="S", help="of a folder: train, valid, test (default: test, else valid)")
+    parser.add_argument(
+        "--split",
+        metavar="S",
+        help="of a folder: train, valid, test (default: test, valid, or what a run holds out)",
+    )
     parser.add_argument(
         "--task", metavar="T", help="of annotations: the builder of prompts: detect, segment, caption, …"
     )
+    parser.add_argument(
+        "--task-field", action="append", default=[], metavar="NAME=VALUE", help="field of the builder: order=raster"
+    )
+    parser.add_argument(
+        "--column", action="append", default=[], metavar="NAME=VALUE",
+        help="of tables: which column holds what, or a template: --column 'prefix=answer en {question}'",
+    )  # fmt: skip
     parser.add_argument("--format", default="auto", metavar="F", help="of the data (default: auto)")
     parser.add_argument("--allow-outside", action="store_true", help="rows may name pictures outside of their folder")
     parser.add_argument(
@@ -100,6 +111,9 @@ def _of_folder(args: argparse.Namespace) -> Report:
     encoder = None if pg.mask_vae is None else pg.mask_vae.encode_array
     options = {"task": args.task, "format": args.format, "allow_outside": args.allow_outside, "mask_encoder": encoder}
     options |= dict(pair(word, "--option") for word in args.option)
+    options["task_fields"] = [pair(word, "--task-field") for word in args.task_field]
+    if args.column:
+        options["columns"] = [column(word) for word in args.column]
     rows = split_of(args.suite, args.split, **options)
     report = evaluate_folder(pg, rows, limit=args.limit, batch_size=args.batch_size, skip_broken=args.skip_broken)
     if args.predictions:
@@ -128,16 +142,24 @@ def _of_suite(args: argparse.Namespace) -> Iterator[Report]:
 
 
 def split_of(folder: str, split: str | None, **options: Any) -> Any:
-    """The rows of a folder that are meant; options are those of `open_rows`.
+    """The rows of a folder that are meant: test, valid, or of a lone train split what a training run holds out.
+
+    Args:
+        options: those of `open_rows`.
 
     Raises:
         OptionError: the folder has no such split.
     """
     from paligemma.data.rows import open_rows
+    from paligemma.recipes.transfer import TransferRecipe
 
-    found = open_rows(folder, **options)
+    share = TransferRecipe(data=folder).valid_share if split is None else 0.0
+    found = open_rows(folder, valid_share=share, **options)
     if split is not None and split not in found:
         raise OptionError(
             f"{folder} has no split '{split}': expected one of {', '.join(found)}.{nearest(split, found)}"
         )
-    return found[split or next(name for name in ("test", "valid", "train") if name in found)]
+    name = split or next(name for name in ("test", "valid", "held", "train") if name in found)
+    told = "held out of train, as a training run does; all: --split train" if name == "held" else f"the {name} split"
+    note(f"{len(found[name]):,} rows: {told}")
+    return found[name]

@@ -221,3 +221,14 @@ def pair(word: str, option: str) -> tuple[str, Any]:
     if not equals:
         raise OptionError(f"{option} {word}: expected NAME=VALUE.")
     return name.strip(), parse_value(value.strip())
+
+
+def column(word: str) -> tuple[str, str | None]:
+    """NAME=VALUE of --column as it is written: templates in braces are no YAML.
+
+    Raises:
+        OptionError: no equals sign.
+    """
+    name, _ = pair(word, "--column")
+    value = word.partition("=")[2].strip()
+    return name, None if value.lower() == "none" else value

@@ -20,7 +20,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paligemma.cli.run import note
+from paligemma.cli.run import column, note
 from paligemma.errors import OptionError, nearest
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ SHORT = {
     "method": "auto, full, frozen, lora, dora, qlora (default: auto)",
     "epochs": "passes over the examples (default: 10), in place of a recipe's examples or steps",
     "steps": "updates, in place of epochs",
-    "lr": "learning rate (default: 1e-5, adapters 2e-4)",
+    "lr": "learning rate (default: 1e-5, adapters 2e-4; models below 100 million parameters 1e-3, 3e-3)",
     "device": "auto, cpu, cuda, mps (default: auto)",
 }
 
@@ -48,6 +48,13 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help=f"{', '.join(RECIPES)}, transfer.NAME, or a saved YAML file")
     for name, text in SHORT.items():
         parser.add_argument(f"--{name}", metavar=name.upper(), help=text)
+    parser.add_argument(
+        "--task-field", action="append", default=[], metavar="NAME=VALUE", help="field of the builder: order=raster"
+    )
+    parser.add_argument(
+        "--column", action="append", default=[], metavar="NAME=VALUE",
+        help="of tables: which column holds what, or a template: --column 'prefix=answer en {question}'",
+    )  # fmt: skip
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
         help="change any number of the recipe, as in --set optim.weight_decay=1e-6",
@@ -102,7 +109,7 @@ def recipe_of(args: argparse.Namespace) -> "TransferRecipe":
         OptionError: an unknown recipe, number or value.
     """
     from paligemma.recipes.transfer import TransferRecipe
-    from paligemma.recipes.tree import changed, from_tree
+    from paligemma.recipes.tree import changed, from_tree, parse_value
 
     changes: dict[str, Any] = {name: value for name in SHORT if (value := getattr(args, name)) is not None}
     for pair in args.changes:
@@ -110,6 +117,11 @@ def recipe_of(args: argparse.Namespace) -> "TransferRecipe":
         if not equals:
             raise OptionError(f"--set {pair}: expected NAME=VALUE, for example --set optim.clip_norm=0.5.")
         changes[name.strip()] = value.strip()
+    if fields := getattr(args, "task_field", []):
+        changes["task_fields"] = [pair(word, "--task-field") for word in fields]
+    if columns := getattr(args, "column", []):
+        given = parse_value(changes.get("data_options", "[]"))
+        changes["data_options"] = [*given, ["columns", [list(column(word)) for word in columns]]]
     # How long a run is stands in one of three fields; a longer-lived one must not win over the one that is asked for.
     for i, name in enumerate(LENGTHS):
         if name in changes:

@@ -62,6 +62,8 @@ def finish(
         published = transfer_scores(recipe, pg, report)
         write_scores(report, folder, published)
         say(report.table())
+        if recipe.eval_rows < (n := len(held_out)):
+            say(f"scored: the first {recipe.eval_rows:,} of {n:,} held-out rows; all of them: --set eval_rows={n}")
         if report.broken:
             say(f"{len(report.broken):,} held-out rows could not be read and are in no score: see log.jsonl")
         for metric, value in published.items():
@@ -72,6 +74,8 @@ def finish(
     else:
         before_scores = before.to_dict()
     write_card(folder, to_tree(recipe), report, before_scores, n_train=n_train)
+    if not (folder / "curves.png").exists():
+        say("no curves.png: they need matplotlib, pip install 'paligemma[train]'")
     say(f"the tuned model: {model or adapter}")
     return model, adapter, report
 

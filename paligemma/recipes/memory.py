@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from paligemma.checkpoints.rules import native_shapes
 from paligemma.config import PaliGemmaConfig
 from paligemma.errors import TrainingError
 from paligemma.recipes.rows import Lengths
+from paligemma.recipes.start import n_values
 from paligemma.train.parallel import Strategy
 from paligemma.train.plan import Setup, advice, choose_method, plan
 from paligemma.train.ranks import Ranks
@@ -85,8 +84,7 @@ def strategy_of(
 
 def fits_whole(config: PaliGemmaConfig, device: torch.device, ranks: Ranks) -> bool:
     """Whether one process can hold the whole model in order to ask it: bfloat16 on CUDA, float32 elsewhere."""
-    n_values = sum(math.prod(shape) for shape in native_shapes(config).values())
-    return n_values * (2 if device.type == "cuda" else 4) * 1.2 < share(device, ranks)
+    return n_values(config) * (2 if device.type == "cuda" else 4) * 1.2 < share(device, ranks)
 
 
 def share(device: torch.device, ranks: Ranks) -> float:

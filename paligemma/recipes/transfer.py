@@ -77,7 +77,7 @@ class TransferRecipe:
         method: "auto" takes the first of full, LoRA and QLoRA that fits the memory at hand, and says so; "frozen"
             trains the decoder, neither image tower nor projector.
         epochs: passes over the training examples; `examples` seen, or `steps`, in their place where given.
-        lr: learning rate; None: 1e-5, for adapters 2e-4.
+        lr: learning rate; None: 1e-5, for adapters 2e-4; of models below 100 million parameters 1e-3 and 3e-3.
         device: as `paligemma.load` takes it.
         base_dtype: of frozen weights below adapters; "auto" is bfloat16 on CUDA, float32 elsewhere. Trained weights are
             float32.
@@ -91,7 +91,8 @@ class TransferRecipe:
         reweight: (task, factor) pairs: of a mixture, sources of that task or name are drawn so much more often.
         valid_share: of the training rows held out, where the data has no valid split.
         eval_every: steps between validations; None: at the end.
-        eval_rows: most rows whose answers are scored at the end; score_before: at the beginning as well.
+        eval_rows: of the held-out rows, the first so many are asked and scored at the end; score_before: at the
+            beginning as well.
         merge: whether an adapter's result is also written as whole weights.
         augmentation: random flips, crops, scales and colours of the training pictures, boxes and masks along; off
             unless asked for.
@@ -229,7 +230,7 @@ def run(
             say(f"{recipe.data} is a single source: reweight, which shares out a mixture, changes nothing")
         cut = lengths.told(recipe.loader.max_text)
         cut is not None and say(cut)
-    options = dataclasses.replace(settled(recipe, method, len(train), base.device), strategy=strategy)
+    options = dataclasses.replace(settled(recipe, method, len(train), base.device, base.config), strategy=strategy)
     sharded = strategy == "fsdp" and ranks.world_size > 1
     snapshots = Snapshots(folder / "checkpoints", keep=options.fit.keep, ranks=ranks, sharded=sharded)
     snapshot = snapshots.latest()

@@ -4,11 +4,15 @@ import json
 import os
 import platform
 from collections.abc import MutableMapping
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+
+import paligemma
 
 
 class Results(MutableMapping[str, Any]):
@@ -49,8 +53,10 @@ def subset(rows: np.ndarray, n: int, seed: int) -> np.ndarray:
 
 def describe() -> str:
     """Machine and versions, one line."""
-    names = ("torch", "scikit-learn", "paligemma")
-    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    here = {"torch": torch.__version__, "paligemma": paligemma.__version__}
+    with suppress(PackageNotFoundError):
+        here["scikit-learn"] = version("scikit-learn")
+    versions = ", ".join(f"{name} {number}" for name, number in here.items())
     return (
         f"Measured on {os.cpu_count()} {platform.machine()} cores with {versions}, Python {platform.python_version()}."
     )

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,8 +49,7 @@ def train(folder: Path, out: Path, *more: str) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora", "frozen"])
 def test_a_folder_becomes_a_model_that_answers_its_rows(folder, tmp_path, capsys, method):
-    lr = {"full": "1e-3", "lora": "5e-3", "frozen": "2e-3"}[method]
-    assert train(folder, tmp_path / "run", "--method", method, "--steps", "40", "--lr", lr) == 0
+    assert train(folder, tmp_path / "run", "--method", method, "--steps", "40") == 0
     out, err = capsys.readouterr()
     scores = json.loads(out)["scores"]
     assert scores["answer"]["exact match"] >= 0.9
@@ -74,6 +74,22 @@ def test_a_folder_becomes_a_model_that_answers_its_rows(folder, tmp_path, capsys
     assert main(["eval", str(folder), "--model", str(run / "model"), "--split", "valid", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["answer"] == scores["answer"]
+
+
+def test_of_a_lone_split_the_rows_are_scored_that_a_run_holds_out(folder, tmp_path, capsys):
+    for file in folder.glob("train*"):
+        shutil.copy(file, tmp_path)
+    run = tmp_path / "run"
+    assert train(tmp_path, run, "--steps", "1", "--set", "samples=0") == 0
+    asked = [json.loads(line)["where"] for line in (run / "predictions.jsonl").read_text().splitlines()]
+    for words, n in (([], len(asked)), (["--split", "train"], 24)):
+        out = tmp_path / "answers.jsonl"
+        assert main(["eval", str(tmp_path), "--predictions", str(out), *words]) == 0
+        found = [json.loads(line)["where"] for line in out.read_text().splitlines()]
+        assert len(found) == n
+        assert words or found == asked
+    assert 1 <= len(asked) < 10
+    assert "held out of train" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ procedural picture world (`paligemma/data/world`). It knows that world and nothi
 
 ## Held-out scores
 
-1,000 pictures each, drawn from seeds that training never sees; printed again by `paligemma eval {name}`.
+1,000 pictures each, drawn from seeds that training never sees; printed again by `paligemma eval tiny --model FOLDER`.
 
 ```
 {scores}

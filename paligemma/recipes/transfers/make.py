@@ -91,9 +91,7 @@ def recipe(
 def _optim(transfer: Transfer, setting: Setting) -> OptimOptions:
     schedule = Schedule(kind="cosine", warmup=Duration(percent=transfer.warmup))
     schedules: tuple[tuple[str, Schedule | None], ...] = ()
-    if setting.freeze_image:
-        schedules = (("image", None),)
-    elif transfer.trains is not None:
+    if transfer.trains is not None:  # a frozen image tower is the method "frozen"
         schedules = ((transfer.trains, schedule), ("all", None))
     return OptimOptions(
         kind=transfer.kind,

@@ -23,6 +23,7 @@ from paligemma.presets import PRESETS, TINY
 from paligemma.processing.image import load_image, to_pixels
 from paligemma.processing.resize import resize
 from paligemma.recipes.start import settled
+from paligemma.recipes.transfer import TransferRecipe
 from paligemma.recipes.transfers import LR_SWEEP, SEARCH, TRANSFERS, Turn, open_rows, recipe, rows_of, score, table
 from paligemma.recipes.transfers.boxes import outlined
 from paligemma.recipes.tree import from_tree, to_tree
@@ -269,6 +270,21 @@ def test_a_model_on_disk_says_which_numbers_it_takes(tmp_path: Path):
     assert recipe("textvqa", data="d", model="google/paligemma-3b-pt-448").epochs == 10
 
 
+def test_a_method_that_is_asked_for_is_what_moves():
+    assert not recipe("msrvtt_cap", data="d", method="full").optim.schedules
+    frozen = settled(recipe("msrvtt_cap", data="d"), "frozen", 10, torch.device("cpu"))
+    assert frozen.optim.schedules == (("image", None),)
+
+
+def test_small_models_learn_faster_where_nobody_says_how_fast():
+    for config, full, adapter in ((TINY, 1e-3, 3e-3), (PRESETS["paligemma2-3b-224"], 1e-5, 2e-4)):
+        rates = [
+            settled(TransferRecipe(data="d"), method, 10, torch.device("cpu"), config).lr for method in ("full", "lora")
+        ]
+        assert rates == [full, adapter]
+    assert settled(TransferRecipe(data="d", lr=1e-6), "full", 10, torch.device("cpu"), TINY).lr == 1e-6
+
+
 def test_adapters_learn_faster_than_the_table_says_for_whole_weights():
     assert recipe("vqav2", data="d").lr == 1e-5
     assert recipe("vqav2", data="d", method="lora").lr == 2e-4
@@ -382,7 +398,8 @@ def test_who_learns_and_what_decays(name: str):
     with torch.device("meta"):
         model = PaliGemmaModel(TINY)
     names = {id(parameter): named for named, parameter in model.named_parameters()}
-    made = recipe(name, data="x")
+    whole = recipe(name, data="x")
+    made = settled(whole, whole.method, 1000, torch.device("cpu"))
     optimizer = Optimizer(model.named_parameters(), made.optim, total_steps=10) if made.optim.kind != "adam" else None
     if optimizer is None:
         options = dataclasses.replace(made.optim, kind="adam")
