@@ -155,7 +155,7 @@ def gemma_pytorch_tensors(state: State, generation: int, n_pieces: int) -> State
         out[name.replace("q_proj", "qkv_proj")] = torch.cat(
             [out.pop(name.replace("q_proj", f"{part}_proj")) for part in "qkv"]
         )
-    return out | {"freqs_cis": torch.ones(4), "local_freqs_cis": torch.ones(4)}
+    return out | {"freqs_cis": torch.ones(4, dtype=torch.complex64), "local_freqs_cis": torch.ones(4)}
 
 
 def quantised(tensors: State) -> State:

@@ -34,7 +34,7 @@ from paligemma.checkpoints.state import State
 from paligemma.checkpoints.unimodal import Part, open_part
 from paligemma.checkpoints.write import MAX_SHARD_BYTES, Target, fit_rows, write
 from paligemma.config import PaliGemmaConfig, ProcessingConfig, Resize, TextConfig, TokenConfig, VisionConfig
-from paligemma.errors import ConfigError, OptionError, nearest
+from paligemma.errors import CheckpointError, ConfigError, OptionError, nearest
 from paligemma.presets import MODEL_PRESETS, RAW_GEMMA_ROWS, with_softcaps
 from paligemma.processing.tokenizer import Tokenizer
 
@@ -118,6 +118,11 @@ class Assembly(State):
         self._parts = {part.kind: part for part in (vision, text)}
         self._projector, self._dtype = projector, dtype
         self._names = list(native_shapes(config))
+
+    @property
+    def places(self) -> list[Path]:
+        """Files or folders that the parts are read from."""
+        return [part.checkpoint.path for part in self._parts.values()]
 
     def spec(self, name: str) -> Spec:
         part = self._part(name)
@@ -223,6 +228,8 @@ def assemble(
         )
     if not 0 < init_std < float("inf"):
         raise OptionError(f"init_std={init_std}: expected a positive number, 0.02 in the report.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise OptionError(f"seed={seed!r}: expected a whole number from 0 to {2**32 - 1:,}.")
     wanted = as_dtype(dtype)
     with contextlib.ExitStack() as opened:
         tower = open_part("vision", vision, config=vision_preset or (whole.vision if whole else None), strict=strict)
@@ -280,6 +287,9 @@ def save_assembly(
         TokenizerError: a tokenizer of another vocabulary.
     """
     goal: Target = to or ("npz" if str(target).endswith(".npz") else "hf")
+    for path in state.places:
+        if Path(target).resolve() in (path.resolve(), *([path.resolve().parent] if path.is_file() else [])):
+            raise CheckpointError(f"{target}: {path} lies there, a part of it: expected another place. Name a new one.")
     total, done = state.n_bytes, 0
 
     def advance(n_bytes: int) -> None:

@@ -29,7 +29,8 @@ def to_json(config: PaliGemmaConfig, dtype: str) -> dict[str, Any]:
             "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
             "attn_logit_softcapping": t.attn_logits_softcap,
             "final_logit_softcapping": t.final_logits_softcap,
-            "sliding_window": t.sliding_window,
+            # A number even where no layer slides, which layer_types says: transformers asks for one.
+            "sliding_window": t.sliding_window if sliding else 4096,
             "layer_types": [
                 "sliding_attention" if sliding and i % 2 == 0 else "full_attention" for i in range(t.depth)
             ],

@@ -111,14 +111,15 @@ def refuse_pickle(path: Path) -> PickleRefused:
         command = (
             'python -c "import sys; from transformers import PaliGemmaForConditionalGeneration as M; '
             'M.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])" '
-            f"{path} {path}-safetensors"
+            f"{shlex.quote(str(path))} {shlex.quote(f'{path}-safetensors')}"
         )
     else:
         target = path.with_suffix(".safetensors")
         command = (
             'python -c "import sys, torch; from safetensors.torch import save_file; '
             "s = torch.load(sys.argv[1], map_location='cpu', weights_only=True); s = s.get('model_state_dict', s); "
-            f'save_file({{k: v.clone().contiguous() for k, v in s.items()}}, sys.argv[2])" {path} {target}'
+            'save_file({k: v.clone().contiguous() for k, v in s.items() if not v.is_complex()}, sys.argv[2])" '
+            f"{shlex.quote(str(path))} {shlex.quote(str(target))}"
         )
     return PickleRefused(
         f"{path}: a pickle, which can run code when opened: expected safetensors or .npz. It was not opened; if you "
@@ -131,11 +132,13 @@ def refuse_pickled_part(path: Path) -> PickleRefused:
     if not path.is_dir():
         return refuse_pickle(path)
     files = sorted(file for file in path.iterdir() if file.suffix in _PICKLE_SUFFIXES)
-    if len(files) == 1 and not (path / "config.json").is_file():
-        return refuse_pickle(files[0])
     index = path / "pytorch_model.bin.index.json"
-    is_plain = not index.is_file() or "qkv_proj" not in index.read_text(encoding="utf-8", errors="replace")
-    if is_plain and (path / "config.json").is_file():
+    known = (path / "pytorch_model.bin").is_file() or index.is_file()  # the names that transformers looks for
+    is_plain = known and not (index.is_file() and "qkv_proj" in index.read_text(encoding="utf-8", errors="replace"))
+    is_plain = is_plain and (path / "config.json").is_file()
+    if len(files) == 1 and not is_plain:
+        return refuse_pickle(files[0])
+    if is_plain:
         target = f"{path}-safetensors"
         code = (
             "import sys; from transformers import AutoModel as M; "
@@ -147,7 +150,7 @@ def refuse_pickled_part(path: Path) -> PickleRefused:
             "import sys, pathlib, torch; from safetensors.torch import save_file; s = {}; "
             f"[s.update(torch.load(f, map_location='cpu', weights_only=True)) for f in "
             f"sorted(pathlib.Path(sys.argv[1]).glob('*{files[0].suffix}'))]; "
-            "save_file({k: v.clone().contiguous() for k, v in s.items()}, sys.argv[2])"
+            "save_file({k: v.clone().contiguous() for k, v in s.items() if not v.is_complex()}, sys.argv[2])"
         )
     return PickleRefused(
         f"{path}: holds pickles, which can run code when opened: expected safetensors or .npz. None was opened; if you "

@@ -26,6 +26,7 @@ _FLOATS: dict[str, torch.dtype] = {
 _OTHERS: dict[str, torch.dtype] = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
     "I32": torch.int32, "U32": torch.uint32, "I64": torch.int64, "U64": torch.uint64,
+    "C64": torch.complex64,  # gemma_pytorch keeps a buffer of frequencies
 }  # fmt: skip
 TYPES = _FLOATS | _OTHERS
 _CODES = {dtype: code for code, dtype in TYPES.items()}

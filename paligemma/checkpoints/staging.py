@@ -5,6 +5,7 @@ import errno
 import os
 import secrets
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -51,13 +52,21 @@ class Staging:
                 "space or choose another disk."
             )
 
-    def open(self, name: str) -> IO[bytes]:
-        """A new file that will be called `name`; kept open until `commit`."""
+    def require_free(self, names: Iterable[str]) -> None:
+        """Refuse names that are taken before the work rather than after it."""
+        for name in names:
+            self._require_free(name)
+
+    def _require_free(self, name: str) -> None:
         if (self.folder / name).exists() and not self.overwrite:
             raise CheckpointError(
                 f"{self.folder / name} exists already: expected a new name. Choose another, or overwrite=True "
                 "(--overwrite)."
             )
+
+    def open(self, name: str) -> IO[bytes]:
+        """A new file that will be called `name`; kept open until `commit`."""
+        self._require_free(name)
         temporary = self.folder / f".{name}.partial-{secrets.token_hex(4)}"
         try:
             file = temporary.open("xb")

@@ -26,7 +26,7 @@ from paligemma.checkpoints.npz_io import NpzFile
 from paligemma.checkpoints.rules import Piece, depth_of, match, shape_of, sizes_of
 from paligemma.checkpoints.safetensors_io import SafetensorsFiles
 from paligemma.config import PaliGemmaConfig, TextConfig, TokenConfig, VisionConfig
-from paligemma.errors import CheckpointError, ConfigError, OptionError, nearest
+from paligemma.errors import CheckpointError, ConfigError, OptionError, PaliGemmaError, nearest
 from paligemma.presets import HF_TABLE_ROWS, MODEL_PRESETS, N_TOKENS, TEXT_PRESETS, VISION_PRESETS, gemma_2b, so400m
 
 Kind = Literal["vision", "text"]
@@ -153,6 +153,9 @@ def _half_of_whole(kind: Kind, path: str | Path, given: VisionConfig | TextConfi
     if given is not None:
         whole.close()
         whole = open_checkpoint(path, strict=strict, config=_with_half(whole.config, given))
+    if not any(name.startswith(f"{kind}.") for name in whole):
+        whole.close()
+        raise CheckpointError(f"{path}: no {NOUNS[kind]} inside: expected one. Leave the part after the colon out.")
     other = "decoder and projector" if kind == "vision" else "image tower and projector"
     reason = f"{other} of a whole PaliGemma, of which the {NOUNS[kind]} is used"
     rest = {whole.source(name): reason for name in whole if not name.startswith(f"{kind}.")}
@@ -328,7 +331,9 @@ def _hf_config(
     whole = {"model_type": "paligemma", f"{kind}_config": values}
     try:
         return hugging_face_config.parse(whole, facts, str(folder / "config.json"), generation=generation)
-    except (TypeError, AttributeError, KeyError, ArithmeticError) as error:
+    except PaliGemmaError:
+        raise
+    except (TypeError, AttributeError, KeyError, ArithmeticError, ValueError) as error:
         raise ConfigError(
             f"{folder}: a field of config.json has the wrong type ({error}): expected what transformers writes. "
             "Restore the file."

@@ -1,6 +1,7 @@
 """Native state dict -> Hugging Face folder or big_vision archive, one tensor at a time."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,10 @@ Target = Literal["hf", "npz"]
 TARGETS: dict[str, str] = {"hf": "a Hugging Face folder", "npz": "a big_vision archive"}
 MAX_SHARD_BYTES = 5_000_000_000
 SUMS = "SHA256SUMS"  # beside the shards, in the format of sha256sum; `verify` reads it
+TOKENIZER_FILES = (
+    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+_JSON_FILES = ("generation_config.json", "preprocessor_config.json", "config.json")
 _SPARE_BYTES = 1 << 20  # for headers and JSON files
 
 
@@ -177,8 +182,10 @@ def _write_hf(
             f"{folder}: holds weights already ({stale[0].name}): expected a new folder. Choose another, or "
             "overwrite=True (--overwrite)."
         )
+    beside = list(beside)
     with Staging(folder, overwrite=overwrite) as staged:
         staged.require_space(source.n_bytes + _SPARE_BYTES)
+        staged.require_free([*names, *(path.name for path in beside), SUMS, *_JSON_FILES])
         sums: list[str] = []
         for name, shard in zip(names, shards, strict=True):
             writer = SafetensorsWriter(staged.open(name), shard, {"format": "pt"})
@@ -196,9 +203,17 @@ def _write_hf(
         _put_json(staged, "preprocessor_config.json", hugging_face_files.preprocessor_json(config))
         _put_json(staged, "config.json", hugging_face_files.to_json(config, dtype_name(source.dtype)))
         staged.commit()
-    for path in stale:  # shards of the checkpoint that stood here before
-        if path.name not in names and not (len(shards) > 1 and path.name.endswith(".index.json")):
-            path.unlink()
+    # Of the checkpoint that stood here before: its shards, and what would win over the new files beside them.
+    written = {*names, *(path.name for path in beside), *(["model.safetensors.index.json"] if len(shards) > 1 else [])}
+    words = TOKENIZER_FILES if written & set(TOKENIZER_FILES) else ()
+    for path in (*filter(_is_ours, stale), *(folder / name for name in ("processor_config.json", *words))):
+        if path.name not in written and stale:
+            path.unlink(missing_ok=True)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file has a name that checkpoints have, and is not somebody's file that lies in the folder."""
+    return re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", path.name) is not None
 
 
 def _stale_weights(folder: Path) -> list[Path]:

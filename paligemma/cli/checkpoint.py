@@ -221,7 +221,7 @@ def _assemble(args: argparse.Namespace) -> int:
 
     is_npz = args.format == "npz" or (args.format is None and args.out.endswith(".npz"))
     resize: Resize | None = "bv_bilinear_aa" if is_npz else "hf_bicubic"  # each format implies its own
-    if args.preset:
+    if args.preset and not is_npz:
         resize = None
     config, state = assemble(
         _locate(args.vision), _locate(args.text), resolution=args.resolution, init=args.init, seed=args.seed,

@@ -45,6 +45,60 @@ def test_pickles_are_refused_with_a_command_that_converts_them(tmp_path):
     assert torch.equal(got["text.blocks.0.attn.k.weight"], state["text.blocks.0.attn.k.weight"])
 
 
+def test_a_lone_pickle_beside_a_config_json_and_under_a_path_with_spaces_is_converted_too(tmp_path):
+    config, state = model()
+    vision, folder = siglip(tmp_path / "v", config, state), tmp_path / "my models"
+    folder.mkdir()
+    torch.save({"model_state_dict": raw.gemma_pytorch_tensors(state, 2, PIECES)}, folder / "gemma.ckpt")
+    (folder / "config.json").write_text(json.dumps(raw.gemma_json(config, PIECES)))
+    with pytest.raises(PickleRefused) as caught:
+        assemble(vision, folder)
+    run_command_in(caught.value)
+    _, got, _ = put_together(vision, folder / "gemma.safetensors")
+    assert torch.equal(got["text.blocks.0.attn.k.weight"], state["text.blocks.0.attn.k.weight"])
+
+
+def test_a_result_never_takes_the_place_of_its_parts(tmp_path):
+    config, state = model()
+    vision, text = siglip(tmp_path / "v", config, state), gemma(tmp_path / "t", config, state)
+    file = text / "model.safetensors"
+    for source, target in ((text, text), (file, text), (text, tmp_path / "v")):
+        got_config, got = assemble(vision, source, resolution=SIDE)
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        with got, pytest.raises(CheckpointError, match="a part of it: expected another place"):
+            save_assembly(target, got_config, got, overwrite=True)
+        assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "SHA256SUMS"])
+def test_a_name_that_is_taken_is_said_before_anything_is_written(tmp_path, name, monkeypatch):
+    config, state = model()
+    vision, text = siglip(tmp_path / "v", config, state), gemma(tmp_path / "t", config, state)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("{}")
+    got_config, got = assemble(vision, text, resolution=SIDE)
+    done: list[int] = []
+    with got, pytest.raises(CheckpointError, match=f"{name} exists already"):
+        save_assembly(tmp_path / "out", got_config, got, progress=lambda n, _: done.append(n))
+    assert not done
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, True])
+def test_a_seed_that_no_generator_takes_is_refused_at_once(tmp_path, seed):
+    with pytest.raises(OptionError, match="expected a whole number from 0"):
+        assemble(tmp_path, tmp_path, seed=seed)
+
+
+def test_a_half_that_an_archive_was_not_asked_for_is_missed(tmp_path):
+    config, state = model()
+    whole = write(tmp_path / "whole.npz", config, state, "npz")
+    text = gemma(tmp_path / "t", config, state)
+    with pytest.raises(CheckpointError):
+        assemble(f"{whole}:llm", text)
+    with pytest.raises(CheckpointError):
+        assemble(siglip(tmp_path / "v", config, state), f"{whole}:img")
+
+
 def test_shards_of_gemma_pytorch_are_refused_with_a_command_of_their_own(tmp_path):
     config, state = model()
     vision = siglip(tmp_path / "v", config, state)

@@ -109,6 +109,19 @@ def test_an_existing_checkpoint_is_replaced_only_when_told(tmp_path, config, sta
     write(file, config, other, "npz", overwrite=True)
 
 
+def test_what_would_win_over_new_files_goes_and_what_is_somebodys_stays(tmp_path, config, state):
+    folder = write(tmp_path / "out", config, state)
+    for name in ("processor_config.json", "notes.txt", "embeddings.safetensors", "tokenizer.model"):
+        (folder / name).write_bytes(b"old")
+    write(folder, config, state, overwrite=True)
+    assert not (folder / "processor_config.json").exists()
+    kept = ("notes.txt", "embeddings.safetensors", "tokenizer.model")
+    assert all((folder / name).read_bytes() == b"old" for name in kept)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    write(folder, config, state, overwrite=True, beside=[tmp_path / "tokenizer.json"])
+    assert not (folder / "tokenizer.model").exists(), "it would be read in place of the new one"
+
+
 def test_a_checkpoint_can_be_converted_in_place(tmp_path, config, state):
     folder = write(tmp_path / "x", config, state, layout="A")
     convert(folder, folder, layout="C", dtype="bfloat16", max_shard_bytes=20_000, overwrite=True)
