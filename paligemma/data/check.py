@@ -195,6 +195,9 @@ class _Look:
         for item in record.written:
             if item.box_xyxy_px is not None:
                 self._box(record.where, item.text, item.box_xyxy_px, size_hw)
+        for asked in record.questions:
+            if not all(answer.strip() for answer in asked.answers):
+                self.note("empty suffix", f"{record.where}: an empty answer of {asked.question[:60]!r}")
         for text in record.texts:
             if not text.text.strip():
                 self.note("empty suffix", f"{record.where}: an empty {text.style}")

@@ -15,7 +15,7 @@ import numpy as np
 from paligemma.data.builders import Builder, OneOf, Turn
 from paligemma.data.builders.base import RECORD_ID
 from paligemma.data.example import Example
-from paligemma.data.record import Instance, Record
+from paligemma.data.record import Asked, Instance, Record, Word
 from paligemma.errors import DataError
 
 Build = Callable[[Record, np.random.Generator, Sequence[str]], Example | None]
@@ -65,7 +65,7 @@ def numbered(rows: Sequence[Example]) -> list[Example]:
 
 def lost(record: Record, made: Sequence[Made]) -> Counter[str]:
     """What a record holds and its rows do not say, found by reading them; of unknown builders nothing is known."""
-    found, n_masks = Record(record.images), 0
+    found, n_masks, n_referred = Record(record.images), 0, 0
     for example, builder in made:
         if not hasattr(builder, "read"):
             return Counter()
@@ -74,10 +74,14 @@ def lost(record: Record, made: Sequence[Made]) -> Counter[str]:
         except DataError:  # only what cannot be counted
             continue
         found = joined(found, read)
-        n_masks = max(n_masks, len(_CODES.findall(example.suffix)))
+        here = len(_CODES.findall(example.suffix))
+        if builder.name == "referring":  # each row has another thing's
+            n_referred += here
+        else:
+            n_masks = max(n_masks, here)
     held, said = _things(record), _things(found)
     missing = Counter({what: (things - said[what]).total() for what, things in held.items()})
-    missing["masks"] = max(0, sum(item.mask is not None for item in _single(record)) - n_masks)
+    missing["masks"] = max(0, sum(item.mask is not None for item in _single(record)) - max(n_masks, n_referred))
     missing["crowd regions"] = len(record.instances) - len(_single(record))
     return +missing
 
@@ -88,6 +92,12 @@ def _things(record: Record) -> dict[str, Counter[Any]]:
         "texts": Counter((x.text.strip().casefold(), x.lang, x.style, x.box_xyxy_px is None) for x in record.texts),
         "words": Counter(piece for word in record.words for piece in word.text.split()),
         "questions": Counter(asked.question.strip() for asked in record.questions if asked.answers),
+        "further answers": Counter(
+            (asked.question.strip(), answer.strip().casefold())
+            for asked in record.questions
+            for answer in set(asked.answers[1:]) - {asked.answers[0]}
+            if answer.strip()
+        ),
     }
 
 
@@ -109,10 +119,38 @@ def joined(a: Record, b: Record) -> Record:
         a,
         instances=_union(instances, b.instances, lambda item: (item.label, item.box_xyxy_px)),
         texts=_union(a.texts, b.texts),
-        words=_union(a.words, b.words),
-        questions=_union(a.questions, b.questions),
+        words=_placed(_union(a.words, b.words)),
+        questions=_answered(a.questions, b.questions),
         meta={**b.meta, **a.meta},
     )
+
+
+def _placed(words: Sequence[Word]) -> tuple[Word, ...]:
+    """Words without those that have no box and are said by ones that have."""
+    said = Counter(piece for word in words if word.box_xyxy_px is not None for piece in word.text.split())
+    kept = []
+    for word in words:
+        pieces = Counter(word.text.split())
+        if word.box_xyxy_px is None and pieces and pieces <= said:
+            said -= pieces
+        else:
+            kept.append(word)
+    return tuple(kept)
+
+
+def _answered(a: Sequence[Asked], b: Sequence[Asked]) -> tuple[Asked, ...]:
+    """The questions of both; one that both ask stands once, with what either answers."""
+    found, free = list(a), list(range(len(a)))
+    for asked in b:
+        key = asked.question.strip(), asked.lang
+        i = next((i for i in free if (found[i].question.strip(), found[i].lang) == key), None)
+        if i is None:
+            found.append(asked)
+            continue
+        free.remove(i)
+        more = [answer for answer in asked.answers if answer not in found[i].answers]
+        found[i] = replace(found[i], answers=(*found[i].answers, *more))
+    return tuple(found)
 
 
 def _union(a: Sequence[Any], b: Sequence[Any], key: Callable[[Any], Any] = lambda item: item) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ Outer white space is cut off, as everywhere in prompts and answers.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,13 @@ class _Asking:
         return len(words) == 3 and words[0] == self.name and bool(words[1]) and bool(words[2].strip())
 
     def _asked(self, record: Record) -> list[Asked]:
-        return [asked for asked in record.questions if asked.answers and self.lang in (None, asked.lang)]
+        """The questions that are asked, each with the answers that say something."""
+        found = (
+            replace(asked, answers=tuple(answer for answer in asked.answers if answer.strip()))
+            for asked in record.questions
+            if self.lang in (None, asked.lang)
+        )
+        return [asked for asked in found if asked.answers]
 
     def _drawn(self, record: Record, rng: np.random.Generator, turn: Turn | None) -> tuple[Asked, str] | None:
         """A question of the record and one of its answers."""

@@ -14,6 +14,7 @@ from paligemma.errors import DataError, OptionError, TaskError, nearest
 from paligemma.results import BoxXyxyPx
 from paligemma.tasks.base import MaskDecoder, SizeHw
 
+SAID = ("question_lang", "text_lang", "text_style")  # in meta, of what stands in the prompt: never another row's
 RECORD_ID = "record_id"  # in meta, where a record has several rows: their ids are 17-0, 17-1, …
 Choice = Literal["cycle", "random", "first"]
 Order = Literal["random", "raster", "source", "area"]
@@ -116,12 +117,14 @@ def raster_order(boxes_xyxy: Sequence[Sequence[float]]) -> list[int]:
     """Indices of boxes line by line from the top, in a line from the left.
 
     A box belongs to a line when its middle lies within the height of the line's first, which is the one whose middle is
-    highest. The picture world reads its texts by the same rule.
+    highest, and the first's middle within the box's: a tall sign is no line of all that stands beside it. The picture
+    world reads its texts by the same rule.
     """
     lines: list[list[int]] = []
     for i in sorted(range(len(boxes_xyxy)), key=lambda i: (boxes_xyxy[i][1] + boxes_xyxy[i][3], boxes_xyxy[i][0])):
-        middle = (boxes_xyxy[i][1] + boxes_xyxy[i][3]) / 2
-        if lines and middle < boxes_xyxy[lines[-1][0]][3]:
+        first = boxes_xyxy[lines[-1][0]] if lines else boxes_xyxy[i]
+        middle, middle_of_first = (boxes_xyxy[i][1] + boxes_xyxy[i][3]) / 2, (first[1] + first[3]) / 2
+        if lines and middle < first[3] and middle_of_first >= boxes_xyxy[i][1]:
             lines[-1].append(i)
         else:
             lines.append([i])
@@ -211,9 +214,10 @@ def example_of(
     record: Record, prefix: str, suffix: str, unlearned: tuple[tuple[int, int], ...] = (), **meta: Any
 ) -> Example:
     """The example; its meta is the record's, its id and what the prompt does not say."""
+    own = {key: value for key, value in record.meta.items() if key not in SAID}
     named = {"id": record.id} if record.id else {}
     return Example(
-        record.images, prefix, suffix, where=record.where, meta={**record.meta, **named, **meta}, unlearned=unlearned
+        record.images, prefix, suffix, where=record.where, meta={**own, **named, **meta}, unlearned=unlearned
     )
 
 
@@ -235,7 +239,7 @@ def record_of(example: Example, size_hw: SizeHw, *, meta: dict[str, Any] | None 
     if RECORD_ID in known and id.startswith(f"{known[RECORD_ID]}-"):
         id = str(known[RECORD_ID])
     # What `example_of` and conversions add is no part of the record's own.
-    kept = {key: value for key, value in known.items() if key not in ("id", RECORD_ID, "references")}
+    kept = {key: value for key, value in known.items() if key not in ("id", RECORD_ID, "references", *SAID)}
     return Record(example.images, size_hw, id=id, where=example.where, meta=kept, **fields)
 
 

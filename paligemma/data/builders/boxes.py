@@ -38,10 +38,10 @@ from paligemma.data.record import Instance, Mask, Record
 from paligemma.errors import DataError, OptionError, TaskError, nearest
 from paligemma.results import Detection, Segment
 from paligemma.tasks.base import MaskDecoder, MaskEncoder, SizeHw
-from paligemma.tasks.coords import bins_to_box
+from paligemma.tasks.coords import bins_to_box, box_to_norm
 from paligemma.tasks.detection import DetectTask
 from paligemma.tasks.grammar import SEPARATOR, Entry, check_area, check_label, check_labels, parse_entries
-from paligemma.tasks.masks import paste_mask, pixel_box
+from paligemma.tasks.masks import crop_mask, paste_mask, pixel_box
 from paligemma.tasks.segmentation import SegmentTask
 
 Ask = Literal["present", "all"]
@@ -94,6 +94,8 @@ class _Things:
         """The prompt; None where there is nothing to ask for."""
         present = unique([item.label for item in kept])
         if self.prefix is not None:
+            for label in present:
+                check_label(label)
             return self.prefix
         if self.ask == "all":
             if not labels:
@@ -107,7 +109,10 @@ class _Things:
                     f"{record.where}: the label {unknown[0]!r} is none of the data set's {len(labels)} classes: "
                     f"expected one of those that are asked for. Rename it.{nearest(unknown[0], labels)}"
                 )
-            return f"{verb} {check_labels(unique(labels))}"
+            # What is there and not listed (regions of many, slivers, what was too much) must not look absent.
+            unsaid = ({item.label for item in record.instances} | set(record.hidden)) - set(present)
+            names = [label for label in unique(labels) if label not in unsaid]
+            return f"{verb} {check_labels(names)}" if names else None
         asked = present
         if self.n_absent:
             absent = absent_labels(record, labels)
@@ -204,7 +209,9 @@ class DetectBuilder(_Things):
             for entry in _entries(example)
             if entry.box_span not in unlearned and not (self.has_noise and entry.label == self.noise_label)
         ]
-        return record_of(example, size_hw, instances=_instances(entries, size_hw, None))
+        label = "" if example.prefix == self.prefix else _asked_for(example.prefix, "detect")
+        with naming(example.where):
+            return record_of(example, size_hw, instances=_instances(entries, size_hw, None, label))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,9 +280,17 @@ class SegmentBuilder(_Things):
             size_hw = known_size(record) if kept else (1, 1)
             return example_of(record, prompt, task.suffix(found, size_hw, mask_encoder=self.mask_encoder))
 
+    def turns(self, record: Record) -> int:
+        """How many turns ask for all of a record's expressions once."""
+        if not self.referring or self.choice != "cycle":
+            return 1
+        return len(unique([item.label for item in without_crowds(record) if item.mask is not None]))
+
     def _with_masks(self, record: Record) -> list[Instance]:
         single = without_crowds(record)
         usable = [item for item in single if item.mask is not None]
+        if self.without_mask == "skip":  # a mask thinner than a pixel is none
+            usable = [item for item in usable if _has_pixels(item)]
         if self.without_mask == "raise" and len(usable) < len(single):
             lacking = ((i, x) for i, x in enumerate(record.instances) if x.mask is None and not x.is_crowd)
             i, first = next(lacking)
@@ -291,8 +306,24 @@ class SegmentBuilder(_Things):
     def read(self, example: Example, size_hw: SizeHw, *, mask_decoder: MaskDecoder | None = None) -> Record:
         """Boxes and masks in their order; a label that the answer leaves out is the prompt's expression."""
         check_reads(self, example)
-        found = _instances(_entries(example), size_hw, mask_decoder, example.prefix if self.referring else "")
+        label = example.prefix if self.referring else _asked_for(example.prefix, "segment")
+        with naming(example.where):
+            found = _instances(_entries(example), size_hw, mask_decoder, "" if example.prefix == self.prefix else label)
         return record_of(example, size_hw, instances=found)
+
+
+def _has_pixels(item: Instance) -> bool:
+    """Whether a mask has a pixel inside its box."""
+    if item.mask is None:
+        return False
+    pixels = item.mask.pixels()
+    return bool(crop_mask(pixels, box_to_norm(item.box_xyxy_px, (pixels.shape[0], pixels.shape[1]))).any())
+
+
+def _asked_for(prefix: str, verb: str) -> str:
+    """The one thing that a prompt asks for; "" where it asks for several."""
+    names = [name.strip() for name in prefix.removeprefix(f"{verb} ").split(SEPARATOR.strip())]
+    return names[0] if len(names) == 1 and prefix.startswith(f"{verb} ") else ""
 
 
 def _entries(example: Example) -> list[Entry]:
@@ -314,7 +345,16 @@ def _entries(example: Example) -> list[Entry]:
 def _instances(
     entries: Sequence[Entry], size_hw: SizeHw, mask_decoder: MaskDecoder | None, label: str = ""
 ) -> tuple[Instance, ...]:
-    """Boxes in pixels; masks where the answer has codes and a decoder was handed in."""
+    """Boxes in pixels; masks where the answer has codes and a decoder was handed in.
+
+    Args:
+        label: of those that the answer leaves without one.
+
+    Raises:
+        DataError: neither the answer nor the prompt says what a box is.
+    """
+    if not label and any(not entry.label for entry in entries):
+        raise DataError("a box without a label: expected boxes with labels, joined by ' ; '. Mend the suffix.")
     boxes = [bins_to_box(entry.bins, size_hw) for entry in entries]
     masks: dict[int, Mask] = {}
     coded = [i for i, entry in enumerate(entries) if entry.codes is not None]

@@ -31,7 +31,7 @@ from paligemma.data.builders.base import (
 from paligemma.data.builders.languages import check_language
 from paligemma.data.example import Example
 from paligemma.data.record import Asked, Record
-from paligemma.errors import DataError, OptionError, TaskError
+from paligemma.errors import DataError, OptionError, TaskError, nearest
 from paligemma.tasks.base import MaskDecoder, SizeHw
 from paligemma.tasks.grammar import check_label
 from paligemma.tasks.vqa import AnswerTask
@@ -95,7 +95,7 @@ class _Ruled:
 
     def _record(self, example: Example, size_hw: SizeHw, **meta: Any) -> Record:
         question = example.prefix.removeprefix(f"answer {self.lang} ")
-        asked = Asked(question, (example.suffix.strip(),), self.lang)
+        asked = Asked(question, example.references, str(example.meta.get("question_lang", self.lang)))
         return record_of(example, size_hw, questions=(asked,), meta=meta)
 
 
@@ -268,6 +268,12 @@ class CountBuilder(_Ruled):
         self, record: Record, rng: np.random.Generator, labels: Sequence[str] = (), *, turn: Turn | None = None
     ) -> Example | None:
         """The example; None where nothing can be counted, as where a label has a region of many."""
+        here = {item.label for item in record.instances}
+        if self.thing is not None and labels and self.thing not in {*labels, *here}:
+            raise DataError(
+                f"{record.where}: thing={self.thing!r} is none of the {len(labels)} classes of the data set: expected "
+                f"one of them, or every answer is 0.{nearest(self.thing, labels)}"
+            )
         crowds = {item.label for item in record.instances if item.is_crowd} | set(record.hidden)
         names = [self.thing] if self.thing is not None else unique([item.label for item in record.instances])
         names = [name for name in names if name not in crowds]

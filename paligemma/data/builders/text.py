@@ -9,7 +9,7 @@ Outer white space is cut off, as everywhere in prompts and answers.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from paligemma.data.builders.base import (
     pick,
     raster_order,
     record_of,
+    unique,
     without_crowds,
 )
 from paligemma.data.builders.languages import check_language
@@ -103,15 +104,17 @@ class CaptionBuilder:
     def read(self, example: Example, size_hw: SizeHw, *, mask_decoder: MaskDecoder | None = None) -> Record:
         """The text, its language and style."""
         check_reads(self, example)
-        text = Text(example.suffix.strip(), example.prefix.split(" ")[1], style=self.style)
-        return record_of(example, size_hw, texts=(text,))
+        lang = example.prefix.split(" ")[1]
+        texts = tuple(Text(said, lang, style=self.style) for said in unique(example.references))
+        return record_of(example, size_hw, texts=texts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroundedCaptionBuilder:
     """`caption <locYMIN><locXMIN><locYMAX><locXMAX>` -> the text of that region (LocCa; PaliGemma report, 3.2.5).
 
-    The prompt does not name the language; the example's meta does, as "text_lang".
+    The prompt names neither language nor style; the example's meta does, as "text_lang" and, where it is no caption, as
+    "text_style".
 
     Attributes:
         lang: only texts in this language; None: in any.
@@ -140,20 +143,23 @@ class GroundedCaptionBuilder:
         regions = self._regions(record)
         if not regions:
             return None
-        text, lang, box = regions[pick(len(regions), self.choice, rng, turn, key_of(record, self.name))]
+        text, lang, box, style = regions[pick(len(regions), self.choice, rng, turn, key_of(record, self.name))]
         size_hw = known_size(record)
         with naming(record.where):
             prefix = GroundedCaptionTask().prefix(box, size_hw)
-            return example_of(record, prefix, plain_text(text, "caption"), text_lang=lang)
+            said: dict[str, Any] = {"text_lang": lang}
+            if style != "caption":
+                said["text_style"] = style
+            return example_of(record, prefix, plain_text(text, "caption"), **said)
 
     def turns(self, record: Record) -> int:
         """How many turns show all of a record's regions."""
         return len(self._regions(record)) if self.choice == "cycle" else 1
 
-    def _regions(self, record: Record) -> list[tuple[str, str, BoxXyxyPx]]:
-        regions = [(text.text, text.lang, text.box_xyxy_px) for text in record.texts if text.box_xyxy_px is not None]
+    def _regions(self, record: Record) -> list[tuple[str, str, BoxXyxyPx, str]]:
+        regions = [(x.text, x.lang, x.box_xyxy_px, x.style) for x in record.texts if x.box_xyxy_px is not None]
         if self.from_instances:
-            regions += [(instance.label, "en", instance.box_xyxy_px) for instance in without_crowds(record)]
+            regions += [(thing.label, "en", thing.box_xyxy_px, "caption") for thing in without_crowds(record)]
         return [region for region in regions if self.lang in (None, region[1])]
 
     def reads(self, prefix: str) -> bool:
@@ -165,9 +171,12 @@ class GroundedCaptionBuilder:
     def read(self, example: Example, size_hw: SizeHw, *, mask_decoder: MaskDecoder | None = None) -> Record:
         """The text and its box."""
         check_reads(self, example)
-        (entry,), _ = parse_entries(example.prefix.removeprefix("caption "))
+        entries, _ = parse_entries(example.prefix.removeprefix("caption "))
+        if flat := check_area(example.prefix, entries)[1]:
+            raise DataError(f"{example.where}: {flat[0]}: expected a region with an area. Mend the prefix.")
         lang = str(example.meta.get("text_lang", self.lang or "en"))
-        text = Text(example.suffix.strip(), lang, bins_to_box(entry.bins, size_hw))
+        style = str(example.meta.get("text_style", "caption"))
+        text = Text(example.suffix.strip(), lang, bins_to_box(entries[0].bins, size_hw), style)
         return record_of(example, size_hw, texts=(text,))
 
 

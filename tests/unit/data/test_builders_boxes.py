@@ -102,13 +102,38 @@ def test_absent_things_are_asked_for_and_not_listed():
 
 
 def test_all_classes_are_asked_for_in_the_order_of_the_data_set():
-    assert build("detect", ask="all").prefix == "detect dog ; cat ; car ; bus ; sofa"
+    assert build("detect", ask="all").prefix == "detect dog ; cat ; car ; bus", "the sofa is a region of many"
     assert build("detect", BARE, ask="all").suffix == ""
     with pytest.raises(DataError, match=r"^row 3: ask='all' names all classes of the data set"):
         build("detect", ask="all", labels=())
     typo = replace(RECORD, instances=(Instance("catt", BOX_PX),))
     with pytest.raises(DataError, match=r"^row 3: the label 'catt' is none of .* 5 classes.*Did you mean 'cat'"):
         build("detect", typo, ask="all")
+
+
+def test_what_is_there_and_not_listed_is_not_asked_for_among_all():
+    assert "cat" not in asked(build("detect", replace(RECORD, instances=(), hidden=("cat",)), ask="all"))
+    for seed in range(20):
+        example = build("detect", seed=seed, ask="all", max_objects=1)
+        assert {"dog", "cat"} & set(asked(example)) == set(listed(example))
+
+
+def test_a_box_is_called_what_alone_was_asked_for():
+    box = "<loc0010><loc0020><loc0110><loc0220>"
+    assert read_example(Example((), "detect cat", box), SIZE).instances[0].label == "cat"
+    with pytest.raises(DataError, match="a box without a label"):
+        read_example(Example((), "detect cat ; dog", box), SIZE)
+
+
+def test_a_mask_thinner_than_a_pixel_is_none():
+    sliver = Instance("cat", (10.6, 10, 11.4, 20), Mask(SIZE, ((10.6, 10, 11.4, 10, 11.4, 20, 10.6, 20),)))
+    whole = np.zeros(SIZE, bool)
+    whole[10:40, 10:40] = True
+    record = replace(RECORD, instances=(sliver, Instance("dog", (10, 10, 40, 40), Mask.of(whole))))
+    encoder = {"mask_encoder": lambda crops: np.zeros((len(crops), 16), np.int64)}
+    assert build("segment", record, without_mask="skip", **encoder).prefix == "segment dog"
+    with pytest.raises(DataError, match=r"row 3.*no pixel"):
+        build("segment", record, **encoder)
 
 
 def test_a_constant_prompt_replaces_the_labels():

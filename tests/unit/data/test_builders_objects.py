@@ -43,6 +43,18 @@ def test_what_is_there_is_listed_once_in_raster_order():
     assert back.meta["present"] == ("dog", "cat")
 
 
+def test_all_answers_of_a_question_that_looks_made_come_back():
+    asked = Asked("How many dogs are there?", ("2", "3", "2"))
+    example = builder_of("answer").build(replace(RECORD, questions=(asked,)), np.random.default_rng(0), LABELS)
+    assert read_example(example, (100, 200)).questions == (asked,)
+
+
+def test_a_thing_that_is_no_class_is_no_zero():
+    assert said("count", thing="cat") == ("answer en How many cat?", "2")
+    with pytest.raises(DataError, match=r"thing='cats' is none of the 6 classes.*Did you mean 'cat'"):
+        said("count", thing="cats")
+
+
 def test_presence_is_asked_evenly_and_answered_truly():
     answers = Counter()
     for seed in range(600):

@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from paligemma.data.builders import builder_of, read_example
+from paligemma.data.builders import Turn, builder_of, read_example
+from paligemma.data.example import Example
 from paligemma.data.record import Asked, Instance, Record, Text, Word
+from paligemma.data.unfold import joined
 from paligemma.errors import DataError
 
 SIZE = (1023, 2046)  # one bin is one pixel high and two wide
@@ -35,6 +37,57 @@ def test_each_style_of_caption_has_its_prompt():
     assert said("describe", record) == ("describe en", "long")
     assert {said("caption", record, seed)[0] for seed in range(20)} == {"caption en", "caption de"}
     assert all(said(name, EMPTY) is None for name in ("caption", "cap", "describe", "grounded_caption", "ocr"))
+
+
+def test_blank_answers_are_none():
+    asked = Asked("what?", ("cat", " ", "dog"))
+    record = replace(EMPTY, questions=(asked, Asked("why?", ("",))))
+    answers = {said("answer", record, seed)[1] for seed in range(30)}
+    assert answers == {"cat", "dog"}
+    assert build("answer", record).references == ("cat", "dog")
+
+
+def test_every_reference_of_a_caption_comes_back():
+    record = replace(EMPTY, texts=(Text("a"), Text("b"), Text("a"), Text("c", "de")))
+    example = build("caption", record, choice="first")
+    assert read_example(example, SIZE).texts == (Text("a"), Text("b"))
+
+
+def test_a_region_keeps_its_style_and_needs_an_area():
+    record = replace(EMPTY, size_hw=SIZE, texts=(Text("a long ear", "de", BOX_PX, "describe"),))
+    assert read_example(build("grounded_caption", record), SIZE).texts == record.texts
+    with pytest.raises(DataError, match="expected a region with an area"):
+        read_example(Example((), "caption <loc0100><loc0100><loc0100><loc0200>", "x"), SIZE)
+
+
+def test_what_a_prompt_says_of_itself_is_never_another_rows():
+    german = read_example(Example((), "answer en wo ist die Katze?", "here", meta={"question_lang": "de"}), SIZE)
+    english = read_example(Example((), "answer en where is the dog?", "there"), SIZE)
+    both = joined(german, english)
+    assert {(asked.question, asked.lang) for asked in both.questions} == {
+        ("wo ist die Katze?", "de"), ("where is the dog?", "en"),
+    }  # fmt: skip
+    made = [builder_of("answer").build(both, np.random.default_rng(0), turn=Turn(seed=0, epoch=e)) for e in (0, 1)]
+    again = {read_example(example, SIZE).questions[0] for example in made}
+    assert again == set(both.questions)
+
+
+def test_rows_that_say_the_same_make_one_record_that_says_it_once():
+    boxed = replace(EMPTY, words=(Word("NO ENTRY", BOX_PX), Word("9", BOX_PX)))
+    plain = replace(EMPTY, words=(Word("NO"), Word("ENTRY"), Word("9"), Word("9")))
+    for one, other in ((boxed, plain), (plain, boxed)):
+        words = joined(one, other).words
+        assert sorted(words, key=str) == sorted((*boxed.words, Word("9")), key=str)
+    he, him = Asked("who?", ("he", "him")), Asked("who?", ("he",))
+    for one, other in ((he, him), (him, he)):
+        assert joined(replace(EMPTY, questions=(one,)), replace(EMPTY, questions=(other,))).questions == (he,)
+
+
+def test_a_tall_sign_is_no_line_of_all_that_stands_beside_it():
+    boxes = [(0, 0, 40, 500), (100, 260, 150, 280), (200, 260, 250, 280), (100, 300, 150, 320), (200, 300, 250, 320)]
+    words = [Word(text, box) for text, box in zip(["HOTEL", "A1", "A2", "B1", "B2"], boxes, strict=True)]
+    for order in (words, words[::-1]):
+        assert said("ocr", replace(EMPTY, words=tuple(order)))[1] == "HOTEL A1 A2 B1 B2"
 
 
 def test_an_empty_caption_is_an_error_that_names_the_record():

@@ -129,7 +129,7 @@ def test_prompts_say_all_of_a_record_or_count_what_they_do_not(tmp_path):
     assert sorted((row.prefix, row.suffix) for row in rows) == [
         ("caption de", "c"), ("caption en", "a"), ("caption en", "b"),
     ]  # fmt: skip
-    assert made.left_out == {"boxes": 2, "masks": 1, "crowd regions": 1, "questions": 2}
+    assert made.left_out == {"boxes": 2, "masks": 1, "crowd regions": 1, "questions": 2, "further answers": 1}
 
     both = OneOf((BUILDERS["detect"], BUILDERS["caption"], BUILDERS["answer"]))
     made = convert(tmp_path / "coco", tmp_path / "all", to="jsonl", build=both)
@@ -259,6 +259,19 @@ def test_rows_that_a_format_leaves_out_are_not_counted_as_written(tmp_path):
     path = picture(tmp_path / "a.png")
     done = write_split(Listed([Record((path, path)), Record((path,))]), tmp_path / "out", to="coco")
     assert done.n_rows == 1
+
+
+def test_every_expression_of_a_record_is_written(tmp_path):
+    mask = np.zeros(SIZE_HW, bool)
+    mask[5:20, 5:20] = True
+    things = tuple(Instance(f"the cat {i}", (5, 5, 20, 20), Mask.of(mask)) for i in range(3))
+    write_coco([Record((picture(tmp_path / "a.png"),), SIZE_HW, things)], tmp_path / "coco")
+    referring = builder_of("referring", mask_encoder=lambda crops: np.zeros((len(crops), 16), np.int64))
+    made = convert(tmp_path / "coco", tmp_path / "rows", to="jsonl", build=referring)
+    assert made.n_rows == {"train": 3}
+    assert not made.left_out.get("masks")
+    rows = all_of(find_splits(tmp_path / "rows")["train"])
+    assert sorted(row.prefix for row in rows) == [thing.label for thing in things]
 
 
 def test_prompts_that_read_anything_do_not_break_the_count(tmp_path):
