@@ -20,7 +20,7 @@ of {batch}, {method}. The licence and the terms of use are those of the base mod
 ```python
 import paligemma
 
-pg = paligemma.load("{where}")
+pg = paligemma.load({where})
 ```
 
 ## Scores
@@ -67,7 +67,7 @@ def write_card(
         steps=recipe["fit"]["steps"],
         batch=recipe["loader"]["batch_size"],
         method={"full": "all weights", "frozen": "the decoder"}.get(recipe["method"], f"adapters ({recipe['method']})"),
-        where=(folder / "model") if (folder / "model").exists() else recipe["model"],
+        where=_loaded_from(folder, str(recipe["model"])),
         scores=_score_table(report, before),
         course=course,
         settings=yaml.safe_dump(recipe, sort_keys=False),
@@ -77,6 +77,13 @@ def write_card(
     path = folder / "README.md"
     path.write_text(text)
     return path
+
+
+def _loaded_from(folder: Path, base: str) -> str:
+    """What `paligemma.load` takes: the whole weights, or the base with the adapter."""
+    if (folder / "model").exists():
+        return f'"{folder / "model"}"'
+    return f'"{base}", adapter="{folder / "adapter"}"' if (folder / "adapter").exists() else f'"{base}"'
 
 
 def _base_line(model: str) -> str:

@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +11,7 @@ from paligemma.config import PaliGemmaConfig
 from paligemma.errors import TrainingError
 from paligemma.recipes.rows import Lengths
 from paligemma.recipes.start import n_values
+from paligemma.train.devices import available_memory
 from paligemma.train.parallel import Strategy
 from paligemma.train.plan import Setup, advice, choose_method, plan
 from paligemma.train.ranks import Ranks
@@ -97,11 +96,7 @@ def available_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return float(free)
-    info = Path("/proc/meminfo")
-    if info.exists():
-        fields = dict(line.split(":", 1) for line in info.read_text().splitlines())
-        return float(int(fields["MemAvailable"].split()[0]) * 1024)
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return available_memory()
 
 
 @contextlib.contextmanager

@@ -43,8 +43,10 @@ class Samples:
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Draw; there are no numbers in it."""
         if self.examples:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            page(self.pg, self.examples).save(self.folder / f"step-{state.step:06d}.png")
+            drawn = page(self.pg, self.examples)
+            with contextlib.suppress(OSError):  # a full disk costs the page, not the run
+                self.folder.mkdir(parents=True, exist_ok=True)
+                drawn.save(self.folder / f"step-{state.step:06d}.png")
         return {}
 
 

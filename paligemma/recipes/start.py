@@ -284,4 +284,4 @@ def fingerprint(path: Path) -> str:
             digest.update(opened.read(1 << 20))
             opened.seek(-min(1 << 20, file.stat().st_size), os.SEEK_END)
             digest.update(opened.read())
-    return f"{path.name} {digest.hexdigest()[:16]}"
+    return digest.hexdigest()[:16]

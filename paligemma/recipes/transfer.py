@@ -47,6 +47,7 @@ from paligemma.recipes.tree import to_tree
 from paligemma.train.coordinates import coordinate_loss
 from paligemma.train.devices import peak_of
 from paligemma.train.hooks import JsonLog, LeftOut, Progress, Validate, rows_left_out
+from paligemma.train.lock import alone_in
 from paligemma.train.loop import FitOptions, FitResult, Hook, Loss, fit
 from paligemma.train.loss import TokenLoss
 from paligemma.train.optim import OptimOptions
@@ -204,11 +205,32 @@ def run(
     """
     if token_loss is not None and recipe.loc_sigma:
         raise OptionError(f"loc_sigma={recipe.loc_sigma} and a token_loss of your own: expected one of them.")
+    if token_loss is not None and recipe.fit.label_smoothing:
+        raise OptionError(
+            f"fit.label_smoothing={recipe.fit.label_smoothing} and a token_loss of your own, which would not smooth: "
+            "expected one of them."
+        )
     ranks = Ranks.join(recipe.device)
+    with alone_in(Path(recipe.out), ranks):
+        return _carry_out(recipe, ranks, rows, resume, token_loss, progress, say)
+
+
+def _carry_out(
+    recipe: TransferRecipe,
+    ranks: Ranks,
+    rows: tuple[Rows, Rows, str] | None,
+    resume: Literal["auto", "never"],
+    token_loss: TokenLoss | None,
+    progress: bool,
+    say: Say,
+) -> TransferResult:
     folder = Path(recipe.out)
     base = open_base(recipe)
     if recipe.loc_sigma:
-        token_loss = coordinate_loss(base.config.tokens, sigma=recipe.loc_sigma, step=recipe.loc_step)
+        token_loss = coordinate_loss(
+            base.config.tokens, sigma=recipe.loc_sigma, step=recipe.loc_step,
+            label_smoothing=recipe.fit.label_smoothing,
+        )  # fmt: skip
     train, held_out, split = rows or rows_of(recipe, base, say if ranks.is_first else None)
     train = as_learned(recipe, train)
     lengths = measure(train, base.processor, recipe.loader.max_text, skip_broken=recipe.loader.skip_broken)
@@ -233,7 +255,7 @@ def run(
     options = dataclasses.replace(settled(recipe, method, len(train), base.device, base.config), strategy=strategy)
     sharded = strategy == "fsdp" and ranks.world_size > 1
     snapshots = Snapshots(folder / "checkpoints", keep=options.fit.keep, ranks=ranks, sharded=sharded)
-    snapshot = snapshots.latest()
+    snapshot = snapshots.latest(clean=True)
     if snapshot is not None and resume == "never":
         raise TrainingError(f"{folder}: holds a run already: expected a new folder. Resume it, or choose another.")
     before = None

@@ -15,19 +15,22 @@ from paligemma.errors import OptionError
 from paligemma.train.loss import TokenLoss, cross_entropy
 
 
-def coordinate_loss(tokens: TokenConfig, *, sigma: float = 4.0, step: int = 1) -> TokenLoss:
+def coordinate_loss(
+    tokens: TokenConfig, *, sigma: float = 4.0, step: int = 1, label_smoothing: float = 0.0
+) -> TokenLoss:
     """Cross-entropy whose location targets are bell curves over the bins.
 
     Args:
         tokens: where the location tokens stand in the vocabulary.
         sigma: width of the curve in bins of 1/1024 of a side; 0 is plain cross-entropy.
+        label_smoothing: of all other tokens.
         step: the curve has its values on every n-th bin and the last, for targets that are written so.
     """
     if step < 1:
         raise OptionError(f"step={step}: expected 1 or more.")
     if sigma < 0:
         raise OptionError(f"sigma={sigma}: expected bins, 0 or more.")
-    plain = cross_entropy()
+    plain = cross_entropy(label_smoothing)
     if not sigma:
         return plain
     first, last = tokens.loc_start, tokens.loc_start + tokens.n_loc

@@ -5,6 +5,7 @@ The bar on the screen is in `progress.py`, TensorBoard and Weights & Biases in `
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from paligemma.checkpoints.staging import replace_text
 from paligemma.data.loader import Loader
+from paligemma.errors import OptionError
 from paligemma.train.loop import FitOptions, Loss, StepReport, precision
 from paligemma.train.loss import target_counts
 from paligemma.train.parallel import even_parts, is_sharded, settle
@@ -34,11 +36,21 @@ class JsonLog:
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_at]
             replace_text(path, "".join(f"{line}\n" for line in kept))
-        self.path = path
+        self.path, self._held = path, list[str]()
 
     def write(self, **values: Any) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({**values, "time": round(time.time(), 3)}) + "\n")
+        """One line; where the disk is full it waits for the next."""
+        self._held.append(json.dumps({**values, "time": round(time.time(), 3)}) + "\n")
+        try:
+            with self.path.open("a") as file:
+                file.write("".join(self._held))
+        except OSError as error:
+            if len(self._held) == 1:
+                warnings.warn(
+                    f"{self.path}: cannot be written ({error.strerror}): its lines are held back.", stacklevel=2
+                )
+            return
+        self._held.clear()
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
         values = {key: value for key, value in vars(report).items() if value not in ((), None)}
@@ -95,7 +107,7 @@ def tell_left_out(say: Callable[[str], Any], rows: Sequence[str], what: str, mor
 def read_log(path: Path, kind: str = "step") -> list[dict[str, Any]]:
     """The lines of one kind, in order; a last line that was cut off is left out."""
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text().splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
         except ValueError:
@@ -136,6 +148,8 @@ class Validate:
         also: Sequence[Callable[[TrainState], dict[str, float]]] = (),
         ranks: Ranks | None = None,
     ) -> None:
+        if every is not None and every < 1:
+            raise OptionError(f"eval_every={every}: expected at least 1, or None.")
         self.loader, self.options, self.loss, self.every = loader, options, loss, every
         self.log, self.also, self.ranks = log, also, ranks or Ranks()
         self.values: dict[str, float] = {}
@@ -147,7 +161,8 @@ class Validate:
             self._run(state)
 
     def finish(self, state: TrainState) -> None:
-        if self.at != state.step:
+        """At the end; not where a signal stopped the run, since whoever sends one does not wait long."""
+        if self.at != state.step and state.step >= self.options.steps:
             self._run(state)
 
     def score(self, state: TrainState) -> float | None:

@@ -65,6 +65,8 @@ class FitOptions:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise OptionError(f"steps={self.steps}: expected at least 1.")
+        if self.save_every is not None and self.save_every < 1:
+            raise OptionError(f"save_every={self.save_every}: expected at least 1, or None.")
         if not 0 <= self.dropout < 1:
             raise OptionError(f"dropout={self.dropout}: expected at least 0 and less than 1.")
         if self.precision not in ("float32", "bfloat16"):
@@ -151,7 +153,8 @@ def fit(
     prepare(state.model, options)
     saved, arrived, report = time.monotonic(), time.monotonic(), None
     kept = state.step if snapshots is not None and state.step in snapshots.steps() else -1
-    with _stop_on_sigterm() as asked_to_stop:
+    best = -math.inf if snapshots is None else snapshots.best_score()
+    with _stop_on_sigterm() as asked_to_stop, _writing_ends(snapshots):
         for data in loader.steps(state.step, options.steps):
             wait_s = time.monotonic() - arrived
             report = train_step(state, data, options, loss, ranks, failure_folder, wait_s)
@@ -160,29 +163,24 @@ def fit(
             stop = ranks.any(asked_to_stop.is_set())
             if stop:
                 break
-            if snapshots is not None and _is_due(state.step, options, saved, ranks):
-                snapshots.save(state.step, state.tensors(), state.values(), score=score(state) if score else None)
-                saved, kept = time.monotonic(), state.step
+            if snapshots is not None:
+                worth = score(state) if score else None
+                if _is_due(state.step, options, saved, ranks, is_best=worth is not None and worth > best):
+                    snapshots.save(state.step, state.tensors(), state.values(), score=worth)
+                    saved, kept = time.monotonic(), state.step
+                best = max(best, -math.inf if worth is None else worth)
             arrived = time.monotonic()
-    finished = state.step >= options.steps
-    with contextlib.ExitStack() as last:
-        if snapshots is not None:
-            last.callback(_save_last, state, snapshots, score, kept)
-        if not finished:  # whoever sends SIGTERM does not wait long
-            last.close()
+        # The state first: nothing that comes after it, and no second signal, may cost what was learned.
+        if snapshots is not None and state.step != kept:
+            worth = score(state) if score else None
+            snapshots.save(state.step, state.tensors(), state.values(), score=worth, wait=True)
+        elif snapshots is not None:
+            snapshots.finish(strict=True)
         for hook in hooks:
             hook.finish(state)
-    return FitResult(state.step, finished, report)
-
-
-def _save_last(
-    state: TrainState, snapshots: Snapshots, score: Callable[[TrainState], float | None] | None, kept: int
-) -> None:
-    """The state at the end, unless it is what was saved last."""
-    if state.step == kept:
-        snapshots.finish(strict=True)
-    else:
-        snapshots.save(state.step, state.tensors(), state.values(), score=score(state) if score else None, wait=True)
+        if snapshots is not None and score is not None:
+            snapshots.rate(state.step, score(state))
+    return FitResult(state.step, state.step >= options.steps, report)
 
 
 def train_step(
@@ -210,7 +208,8 @@ def train_step(
     for part in parts:
         with precision(state.model, device, options):
             sums = loss(state.model, part.to(device, non_blocking=True))
-        (sums.total / max(count, 1.0)).backward()  # type: ignore[no-untyped-call]
+        if sums.total.requires_grad:  # no weight that learns had a part in a text beside a tower, or the other way
+            (sums.total / max(count, 1.0)).backward()  # type: ignore[no-untyped-call]
         total += sums.total.item()
     ranks.add_gradients(state.optimizer.parameters)
     (mean,) = (value / max(count, 1.0) for value in ranks.sums([total], device))
@@ -272,10 +271,21 @@ def _sizes(data: StepData) -> tuple[int, ...]:
     )
 
 
-def _is_due(step: int, options: FitOptions, saved: float, ranks: Ranks) -> bool:
+@contextlib.contextmanager
+def _writing_ends(snapshots: Snapshots | None) -> Iterator[None]:
+    """What stops a run on every rank does not stop the snapshot that is being written."""
+    try:
+        yield
+    except TrainingError:
+        if snapshots is not None:
+            snapshots.finish()
+        raise
+
+
+def _is_due(step: int, options: FitOptions, saved: float, ranks: Ranks, *, is_best: bool) -> bool:
     by_steps = options.save_every is not None and step % options.save_every == 0
     by_time = options.save_minutes is not None and time.monotonic() - saved > 60 * options.save_minutes
-    return step < options.steps and ranks.any(by_steps or by_time)
+    return step < options.steps and ranks.any(by_steps or by_time or is_best)
 
 
 def _failure(

@@ -188,6 +188,9 @@ class Optimizer:
         Returns:
             The global norm of the gradients before clipping; where it is no finite number, nothing moved.
         """
+        for parameter in self.parameters:
+            if parameter.grad is None:  # a step without pictures: moments fade and weights decay all the same
+                parameter.grad = torch.zeros_like(parameter)
         norm = clip(self.parameters, self.options.clip_norm)
         if not math.isfinite(norm):
             self.torch.zero_grad(set_to_none=True)

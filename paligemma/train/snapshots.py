@@ -12,6 +12,7 @@ Writing happens in a thread, from copies: training goes on meanwhile.
 
 import contextlib
 import json
+import math
 import os
 import re
 import secrets
@@ -29,14 +30,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from paligemma.checkpoints.safetensors_io import TYPES
-from paligemma.checkpoints.staging import sync_folder
+from paligemma.checkpoints.staging import replace_text, sync_folder
 from paligemma.errors import TrainingError
 from paligemma.train import shards
+from paligemma.train.devices import available_memory
 from paligemma.train.parallel import put
 from paligemma.train.ranks import Ranks
 from paligemma.train.shards import Specs, Tensors, sha256
 
 SHARDS = "shards"
+SCORE = "score.json"  # of a snapshot that was judged after it was written
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -103,6 +106,7 @@ class Snapshots:
         self._shards = shards.ShardWriter(self.ranks) if sharded else None
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._written = folder  # the snapshot that is, or was last
 
     def steps(self) -> list[int]:
         """Steps of which there is a snapshot, ascending; sound or not."""
@@ -127,19 +131,26 @@ class Snapshots:
             TrainingError: with `wait`, the disk is full or cannot be written.
         """
         self.finish()
-        content = {**values, "step": step, "score": score}
+        content, is_short = {**values, "step": step, "score": score}, False
         if self._shards is not None:
             # Where another rank dies, its writer waits for ever: it must not keep this process.
             pieces = self._shards.copied(tensors)
             self._writer = threading.Thread(target=self._write_shards, args=(step, pieces, content), daemon=True)
         elif self.ranks.is_first:
-            copies = {stem: {name: _copy(t) for name, t in named.items()} for stem, named in tensors.items()}
+            # Copies for the writer to go by while training goes on; where memory is short, or nobody goes on, none.
+            n_bytes = sum(t.nbytes for named in tensors.values() for t in named.values())
+            is_short = n_bytes > 0.9 * available_memory()
+            copy = _AsTheyAre() if wait or is_short else _copy
+            copies = {stem: {name: copy(t) for name, t in named.items()} for stem, named in tensors.items()}
             self._writer = threading.Thread(target=self._write, args=(step, copies, content))
         else:
             return
+        self._written = self.path(step)
         self._writer.start()
         if wait:
             self.finish(strict=True)
+        elif is_short:
+            self.finish()
 
     def finish(self, *, strict: bool = False) -> None:
         """Wait for the writer; a failure warns, or raises with `strict`."""
@@ -149,7 +160,7 @@ class Snapshots:
         failure, self._failure = self._failure, None
         if failure is None:
             return
-        text = f"{self.folder}: a snapshot could not be written ({failure}): older ones are untouched. Free some space."
+        text = f"{self._written}: could not be written ({failure}): older ones are untouched. Free some space."
         if strict:
             raise TrainingError(text) from failure
         warnings.warn(text, stacklevel=2)
@@ -215,37 +226,61 @@ class Snapshots:
             if step not in keep and step != best:
                 shutil.rmtree(self.path(step), ignore_errors=True)
 
+    def rate(self, step: int, score: float | None) -> None:
+        """Give a snapshot that is on the disk its score, where it came later."""
+        if score is not None and self.ranks.is_first and self.path(step).is_dir() and self.score(step) is None:
+            replace_text(self.path(step) / SCORE, json.dumps(score) + "\n")
+
+    def score(self, step: int) -> float | None:
+        """The score of a snapshot; None where it has none."""
+        with contextlib.suppress(OSError, ValueError):
+            said = json.loads((self.path(step) / "values.json").read_text()).get("score")
+            found: float | None = json.loads((self.path(step) / SCORE).read_text()) if said is None else said
+            return found
+        return None
+
     def best(self) -> int | None:
         """The step of the highest score; None where none has one."""
-        scores = {}
-        for step in self.steps():
-            with contextlib.suppress(OSError, ValueError):
-                score = json.loads((self.path(step) / "values.json").read_text()).get("score")
-                if score is not None:
-                    scores[step] = score
+        scores = {step: score for step in self.steps() if (score := self.score(step)) is not None}
         return max(scores, key=lambda step: (scores[step], step), default=None)
 
-    def latest(self) -> Snapshot | None:
+    def best_score(self) -> float:
+        """The highest score of a snapshot; -inf where none has one."""
+        step = self.best()
+        score = None if step is None else self.score(step)
+        return -math.inf if score is None else score
+
+    def latest(self, *, clean: bool = False) -> Snapshot | None:
         """The newest sound snapshot, or None where there is none; a torn one is passed over with a warning.
 
-        What an interrupted writer left behind is removed.
+        Args:
+            clean: remove what an interrupted writer left behind; for the run whose folder it is alone.
+
+        Raises:
+            TrainingError: there are snapshots and none of them is sound.
         """
         self.finish()
-        step = self.ranks.from_first(self._newest() if self.ranks.is_first else None)
+        step = self.ranks.from_first(self._newest(clean) if self.ranks.is_first else None)
+        if isinstance(step, str):
+            raise TrainingError(step)
         return None if step is None else self._opened(step)
 
-    def _newest(self) -> int | None:
-        if self.folder.is_dir():
+    def _newest(self, clean: bool) -> int | str | None:
+        """Its step, or what to say where none can be read."""
+        if self.folder.is_dir() and clean:
             for path in self.folder.glob(".step-*"):
                 final = self.folder / path.name[1:].split(".")[0]
                 if ".old-" in path.name and not final.exists():  # its writer died before the new one stood there
                     path.rename(final)
                 else:
                     shutil.rmtree(path, ignore_errors=True)
-        for step in reversed(self.steps()):
+        steps = self.steps()
+        for step in reversed(steps):
             try:
                 return self.read(step).step
             except TrainingError as error:
+                if step == steps[0]:
+                    return f"{error} No other is left: check the disk, or remove {self.folder} to begin anew."
                 warnings.warn(f"{error} Going back to an older snapshot.", stacklevel=3)
         return None
 
@@ -273,6 +308,21 @@ class Snapshots:
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+class _AsTheyAre:
+    """Tensors on the CPU, not copied unless they share memory, which no file may."""
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        found = tensor.detach().to("cpu").contiguous()
+        place = found.untyped_storage().data_ptr()
+        if place in self.seen:
+            return found.clone()
+        self.seen.add(place)
+        return found
 
 
 def _told(path: Path) -> dict[str, Any]:

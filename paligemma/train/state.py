@@ -1,5 +1,6 @@
 """Everything of a run that changes: weights, optimiser, step. What a snapshot holds, and how it comes back."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,11 @@ from paligemma.errors import TrainingError
 from paligemma.models.paligemma import PaliGemmaModel
 from paligemma.train.optim import Optimizer
 from paligemma.train.snapshots import Snapshot
+
+
+def _known(value: Any) -> Any:
+    """What of a value counts: earlier versions wrote the name of a folder before the digest of its weights."""
+    return re.sub(r"^\S+ ([0-9a-f]{16})$", r"\1", value) if isinstance(value, str) else value
 
 
 @dataclass
@@ -58,7 +64,7 @@ class TrainState:
         unlike = sorted(
             key
             for key in {*told, *self.identity}
-            if told.get(key) != self.identity.get(key) and (key in told or self.identity[key])
+            if _known(told.get(key)) != _known(self.identity.get(key)) and (key in told or self.identity[key])
         )
         if unlike:
             key = unlike[0]

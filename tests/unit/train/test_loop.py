@@ -209,9 +209,7 @@ def test_a_snapshot_is_scored_by_its_own_weights_or_not_at_all(rows, tmp_path):
     validate = Validate(loader_of(rows), options, default_loss(options), every=2)
     snapshots = Snapshots(tmp_path, keep=9)
     fit(state_of(options), loader_of(rows), options, hooks=[validate], snapshots=snapshots, score=validate.score)
-    scores = {
-        step: json.loads((snapshots.path(step) / "values.json").read_text())["score"] for step in snapshots.steps()
-    }
+    scores = {step: snapshots.score(step) for step in snapshots.steps()}
     assert [step for step, score in scores.items() if score is not None] == [2, 4, 6]
     assert scores[6] == -validate.values["loss"]
 

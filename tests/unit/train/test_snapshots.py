@@ -104,7 +104,7 @@ def test_a_writer_that_is_killed_leaves_the_snapshot_it_last_told_of_or_a_newer_
     writer.send_signal(signal.SIGKILL)
     told = max([told, *(int(line) for line in writer.stdout.read().split())])
     writer.wait()
-    found = Snapshots(tmp_path).latest()
+    found = Snapshots(tmp_path).latest(clean=True)
     assert found.step >= told
     assert (found.whole("model")["w"] == found.step).all()
     assert all(not path.name.startswith(".step") for path in tmp_path.iterdir())
@@ -113,8 +113,8 @@ def test_a_writer_that_is_killed_leaves_the_snapshot_it_last_told_of_or_a_newer_
 def test_no_snapshot_is_none(tmp_path):
     assert Snapshots(tmp_path / "nothing").latest() is None
     (tmp_path / "step-000003").mkdir()
-    with pytest.warns(UserWarning, match="torn"):
-        assert Snapshots(tmp_path).latest() is None
+    with pytest.raises(TrainingError, match=r"torn.*No other is left"):
+        Snapshots(tmp_path).latest()
     assert json.dumps(Snapshots(tmp_path).best()) == "null"
 
 
@@ -122,8 +122,31 @@ def test_a_snapshot_that_was_being_replaced_comes_back(tmp_path):
     snapshots = Snapshots(tmp_path)
     snapshots.save(3, tensors(3), {}, wait=True)
     snapshots.path(3).rename(tmp_path / ".step-000003.old-ab12cd34")  # killed between the two renames
-    assert snapshots.latest().step == 3
+    assert snapshots.latest(clean=True).step == 3
     assert [path.name for path in tmp_path.iterdir()] == ["step-000003"]
+
+
+def test_a_look_leaves_what_a_writer_is_writing(tmp_path):
+    snapshots = Snapshots(tmp_path)
+    snapshots.save(3, tensors(3), {}, wait=True)
+    (tmp_path / ".step-000004.partial-ab12cd34").mkdir()
+    assert Snapshots(tmp_path).latest().step == 3
+    assert (tmp_path / ".step-000004.partial-ab12cd34").is_dir()
+    assert snapshots.latest(clean=True).step == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000003"]
+
+
+def test_a_score_that_comes_later_counts(tmp_path):
+    snapshots = Snapshots(tmp_path, keep=1)
+    for step, score in ((1, -0.5), (2, None), (3, -0.9)):
+        snapshots.save(step, tensors(step), {}, score=score, wait=True)
+    assert (snapshots.steps(), snapshots.best_score()) == ([1, 3], -0.5)
+    snapshots.save(4, tensors(4), {}, wait=True)
+    snapshots.rate(4, -0.1)
+    assert (snapshots.best(), snapshots.best_score(), snapshots.score(4)) == (4, -0.1, -0.1)
+    snapshots.save(5, tensors(5), {}, wait=True)
+    assert snapshots.steps() == [4, 5]
+    assert snapshots.latest().step == 5
 
 
 def test_a_torn_later_snapshot_never_costs_the_one_just_written(tmp_path):
