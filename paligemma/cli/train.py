@@ -20,7 +20,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paligemma.cli.run import column, note
+from paligemma.cli.run import column, note, pair
 from paligemma.errors import OptionError, nearest
 
 if TYPE_CHECKING:
@@ -109,19 +109,14 @@ def recipe_of(args: argparse.Namespace) -> "TransferRecipe":
         OptionError: an unknown recipe, number or value.
     """
     from paligemma.recipes.transfer import TransferRecipe
-    from paligemma.recipes.tree import changed, from_tree, parse_value
+    from paligemma.recipes.tree import changed, from_tree
 
     changes: dict[str, Any] = {name: value for name in SHORT if (value := getattr(args, name)) is not None}
-    for pair in args.changes:
-        name, equals, value = pair.partition("=")
+    for word in args.changes:
+        name, equals, value = word.partition("=")
         if not equals:
-            raise OptionError(f"--set {pair}: expected NAME=VALUE, for example --set optim.clip_norm=0.5.")
+            raise OptionError(f"--set {word}: expected NAME=VALUE, for example --set optim.clip_norm=0.5.")
         changes[name.strip()] = value.strip()
-    if fields := getattr(args, "task_field", []):
-        changes["task_fields"] = [pair(word, "--task-field") for word in fields]
-    if columns := getattr(args, "column", []):
-        given = parse_value(changes.get("data_options", "[]"))
-        changes["data_options"] = [*given, ["columns", [list(column(word)) for word in columns]]]
     # How long a run is stands in one of three fields; a longer-lived one must not win over the one that is asked for.
     for i, name in enumerate(LENGTHS):
         if name in changes:
@@ -131,7 +126,15 @@ def recipe_of(args: argparse.Namespace) -> "TransferRecipe":
         recipe = from_tree(TransferRecipe(data=args.data or ""), read_yaml(path))
     else:
         recipe = named(args.recipe, args.data or "", args.model, changes)
-    return changed(recipe, changes)
+    recipe = changed(recipe, changes)
+    if fields := [pair(word, "--task-field") for word in getattr(args, "task_field", [])]:
+        recipe = dataclasses.replace(recipe, task_fields=(*recipe.task_fields, *fields))
+    if columns := [column(word) for word in getattr(args, "column", [])]:
+        before = dict(dict(recipe.data_options).get("columns") or {})
+        others = tuple(option for option in recipe.data_options if option[0] != "columns")
+        joined = ("columns", tuple({**before, **dict(columns)}.items()))
+        recipe = dataclasses.replace(recipe, data_options=(*others, joined))
+    return recipe
 
 
 def named(name: str, data: str, model: str | None, changes: dict[str, Any]) -> "TransferRecipe":

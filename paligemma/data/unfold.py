@@ -95,6 +95,7 @@ def _things(record: Record) -> dict[str, Counter[Any]]:
         "further answers": Counter(
             (asked.question.strip(), answer.strip().casefold())
             for asked in record.questions
+            if asked.answers
             for answer in set(asked.answers[1:]) - {asked.answers[0]}
             if answer.strip()
         ),

@@ -112,14 +112,11 @@ def answers_of(pg: PaliGemma, rows: Rows, recipe: "TransferRecipe", progress: bo
     if recipe.form is not None:  # decoded as published
         transfer = transfers().transfer_of(recipe.form)
         how = {"n_beams": transfer.beams, "max_new_tokens": transfer.text_length}
-    report = evaluate_folder(
-        pg,
-        rows,
-        **how,
-        limit=min(recipe.eval_rows, len(rows)),
-        progress=progress,
-        skip_broken=recipe.loader.skip_broken,
-    )
+    with torch.compiler.set_stance("force_eager" if recipe.fit.compile else "default"):  # blocks of a cache, one by one
+        report = evaluate_folder(
+            pg, rows, **how, limit=min(recipe.eval_rows, len(rows)), progress=progress,
+            skip_broken=recipe.loader.skip_broken,
+        )  # fmt: skip
     pg.model.train(was_training)
     return report
 

@@ -23,8 +23,7 @@ from paligemma.data.augment import AugmentOptions
 from paligemma.data.loader import LoaderOptions
 from paligemma.data.robust import RobustOptions, crop_options
 from paligemma.errors import OptionError, nearest
-from paligemma.presets import MODEL_PRESETS
-from paligemma.recipes.start import config_of
+from paligemma.recipes.start import config_of, published
 from paligemma.recipes.transfer import TransferRecipe
 from paligemma.train.optim import OptimOptions
 from paligemma.train.schedule import Duration, Schedule
@@ -127,7 +126,7 @@ def recipe(
         if change not in known:
             raise OptionError(f"a stage has no '{change}': expected one of {', '.join(known)}.{nearest(change, known)}")
     stage = dataclasses.replace(STAGES[name], **changes)
-    if config is None and (Path(model).exists() or model in MODEL_PRESETS):
+    if config is None and (Path(model).exists() or published(model) is not None):
         config = config_of(model)
     size, is_second = _size(config)
     lr = stage.lr.get(size, stage.lr.get("3b", 1e-5))

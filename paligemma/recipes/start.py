@@ -91,14 +91,19 @@ class TokenCount:
         return len(self.tokenizer.encode(text))
 
 
+def published(model: str | Path) -> PaliGemmaConfig | None:
+    """The configuration of a published name, with or without its "google/", "pt" and "mix"; None of any other."""
+    words = [w for w in str(model).removeprefix("google/").lower().split("-") if w not in ("pt", "mix")]
+    return MODEL_PRESETS.get("-".join(words))
+
+
 def config_of(model: str | Path, resolution: int | None = None) -> PaliGemmaConfig:
     """The configuration behind a name, by size and resolution where it is a published one: nothing is fetched for it.
 
     Args:
         resolution: side of the pictures, if another than the checkpoint's.
     """
-    words = [w for w in str(model).removeprefix("google/").lower().split("-") if w not in ("pt", "mix")]
-    named = MODEL_PRESETS.get("-".join(words)) if not Path(model).exists() else None
+    named = published(model) if not Path(model).exists() else None
     if named is None:
         with open_checkpoint(find(model), resolution=resolution) as checkpoint:
             return checkpoint.config
@@ -127,13 +132,21 @@ def data_options(recipe: "TransferRecipe", base: Base) -> dict[str, Any]:
     }
 
 
-def method_before(folder: Path) -> str | None:
-    """The way of training of a run that goes on, whatever memory is at hand now; None where none was begun."""
+def as_begun(recipe: "TransferRecipe", folder: Path) -> "TransferRecipe":
+    """The recipe of a run that goes on, with the way of training and the learning rate that it was begun with.
+
+    Neither memory at hand now nor another default of a later version changes them; what the recipe names stays.
+    """
     file = folder / "config.yaml"
     if not file.exists() or not any((folder / "checkpoints").glob("step-*")):
-        return None
-    method = (yaml.safe_load(file.read_text()) or {}).get("method")
-    return method if isinstance(method, str) else None
+        return recipe
+    said = yaml.safe_load(file.read_text()) or {}
+    method, lr = said.get("method"), said.get("lr")
+    if recipe.method == "auto" and isinstance(method, str):
+        recipe = dataclasses.replace(recipe, method=method)  # type: ignore[arg-type]
+    if recipe.lr is None and isinstance(lr, float) and recipe.method == method:
+        recipe = dataclasses.replace(recipe, lr=lr)
+    return recipe
 
 
 def steps_of(recipe: "TransferRecipe", n_examples: int | None) -> int | None:
@@ -243,7 +256,9 @@ def start(
     identity = {"base weights": base.print, "examples": n_examples, "loss": told, **flat}
     if order is not None:
         identity["mixture"] = order
-    return Start(pg, TrainState(model, optimizer, identity=identity), default_loss(recipe.fit, token_loss))
+    return Start(
+        pg, TrainState(model, optimizer, identity=identity, free=frozenset(_FREE)), default_loss(recipe.fit, token_loss)
+    )
 
 
 def _shared_out(recipe: "TransferRecipe", base: Base, device: torch.device, ranks: Ranks) -> PaliGemma:

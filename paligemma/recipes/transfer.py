@@ -35,9 +35,9 @@ from paligemma.recipes.samples import N_SAMPLES, Samples
 from paligemma.recipes.start import (
     Base,
     Start,
+    as_begun,
     base_model,
     data_options,
-    method_before,
     open_base,
     rebuilt,
     settled,
@@ -234,11 +234,10 @@ def _carry_out(
     train, held_out, split = rows or rows_of(recipe, base, say if ranks.is_first else None)
     train = as_learned(recipe, train)
     lengths = measure(train, base.processor, recipe.loader.max_text, skip_broken=recipe.loader.skip_broken)
-    begun_as = method_before(folder) if recipe.method == "auto" else None
-    if begun_as is not None:
-        method, why = begun_as, "as it was begun"
-    else:
-        method, why = method_of(recipe, base.config, base.device, lengths, ranks)
+    was_auto, recipe = recipe.method == "auto", as_begun(recipe, folder)
+    method, why = method_of(recipe, base.config, base.device, lengths, ranks)
+    if was_auto and recipe.method != "auto":
+        why = "as it was begun"
     strategy = strategy_of(recipe, method, base.config, base.device, lengths, ranks)
     if ranks.is_first:
         say(f"{len(train):,} examples to learn, {len(held_out):,} held out ({split}). Method: {method}; {why}.")

@@ -3,7 +3,9 @@
 The bar on the screen is in `progress.py`, TensorBoard and Weights & Biases in `trackers.py`.
 """
 
+import contextlib
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -41,14 +43,19 @@ class JsonLog:
     def write(self, **values: Any) -> None:
         """One line; where the disk is full it waits for the next."""
         self._held.append(json.dumps({**values, "time": round(time.time(), 3)}) + "\n")
+        self._flush()
+
+    def _flush(self) -> None:
+        size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with self.path.open("a") as file:
                 file.write("".join(self._held))
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)  # a line that is half there would spoil the next
             if len(self._held) == 1:
-                warnings.warn(
-                    f"{self.path}: cannot be written ({error.strerror}): its lines are held back.", stacklevel=2
-                )
+                told = f"{self.path}: cannot be written ({error.strerror}): its lines are held back."
+                warnings.warn(told, stacklevel=3)
             return
         self._held.clear()
 
@@ -57,7 +64,9 @@ class JsonLog:
         self.write(kind="step", **{**values, "factors": list(report.factors)})
 
     def finish(self, state: TrainState) -> None:
-        """Nothing is held back, so nothing is left to do."""
+        """What was held back, once more."""
+        if self._held:
+            self._flush()
 
 
 class LeftOut:

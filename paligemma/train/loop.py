@@ -25,7 +25,7 @@ from paligemma.errors import OptionError, TrainingError
 from paligemma.models.paligemma import PaliGemmaModel
 from paligemma.processing.batch import IMAGE_FIELDS, ROW_FIELDS, Batch
 from paligemma.train.loss import LossSums, Normalization, TokenLoss, cross_entropy, loss_sums, target_counts
-from paligemma.train.parallel import even_parts, is_sharded
+from paligemma.train.parallel import even_parts, is_sharded, settle
 from paligemma.train.ranks import Ranks
 from paligemma.train.snapshots import Snapshots
 from paligemma.train.state import TrainState
@@ -171,11 +171,8 @@ def fit(
                 best = max(best, -math.inf if worth is None else worth)
             arrived = time.monotonic()
         # The state first: nothing that comes after it, and no second signal, may cost what was learned.
-        if snapshots is not None and state.step != kept:
-            worth = score(state) if score else None
-            snapshots.save(state.step, state.tensors(), state.values(), score=worth, wait=True)
-        elif snapshots is not None:
-            snapshots.finish(strict=True)
+        if snapshots is not None:
+            _save_last(state, snapshots, score, kept, ranks)
         for hook in hooks:
             hook.finish(state)
         if snapshots is not None and score is not None:
@@ -210,6 +207,8 @@ def train_step(
             sums = loss(state.model, part.to(device, non_blocking=True))
         if sums.total.requires_grad:  # no weight that learns had a part in a text beside a tower, or the other way
             (sums.total / max(count, 1.0)).backward()  # type: ignore[no-untyped-call]
+        elif is_sharded(state.model):
+            settle(state.model)
         total += sums.total.item()
     ranks.add_gradients(state.optimizer.parameters)
     (mean,) = (value / max(count, 1.0) for value in ranks.sums([total], device))
@@ -269,6 +268,24 @@ def _sizes(data: StepData) -> tuple[int, ...]:
         data.n_cut,
         data.n_silenced,
     )
+
+
+def _save_last(
+    state: TrainState, snapshots: Snapshots, score: Callable[[TrainState], float | None] | None, kept: int, ranks: Ranks
+) -> None:
+    """The state at the end, unless it is what was saved last; where it fails, it fails on every rank."""
+    failure = None
+    try:
+        if state.step == kept:
+            snapshots.finish(strict=True)
+        else:
+            worth = score(state) if score else None
+            snapshots.save(state.step, state.tensors(), state.values(), score=worth, wait=True)
+    except TrainingError as error:
+        failure = str(error)
+    told = next((text for text in ranks.all(failure) if text), None)
+    if told is not None:
+        raise TrainingError(told)
 
 
 @contextlib.contextmanager

@@ -107,6 +107,7 @@ class Snapshots:
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._written = folder  # the snapshot that is, or was last
+        self._torn: set[int] = set()  # met by `latest`; the run will come to them again
 
     def steps(self) -> list[int]:
         """Steps of which there is a snapshot, ascending; sound or not."""
@@ -206,6 +207,7 @@ class Snapshots:
         for folder in {part, *((part / name).parent for name in manifest)}:
             sync_folder(folder)
         self._put_in_place(part, self.path(step))
+        self._torn.discard(step)
         self._prune(step)
 
     def _put_in_place(self, part: Path, final: Path) -> None:
@@ -229,7 +231,8 @@ class Snapshots:
     def rate(self, step: int, score: float | None) -> None:
         """Give a snapshot that is on the disk its score, where it came later."""
         if score is not None and self.ranks.is_first and self.path(step).is_dir() and self.score(step) is None:
-            replace_text(self.path(step) / SCORE, json.dumps(score) + "\n")
+            with contextlib.suppress(OSError):  # on a full disk it goes without
+                replace_text(self.path(step) / SCORE, json.dumps(score) + "\n")
 
     def score(self, step: int) -> float | None:
         """The score of a snapshot; None where it has none."""
@@ -241,7 +244,8 @@ class Snapshots:
 
     def best(self) -> int | None:
         """The step of the highest score; None where none has one."""
-        scores = {step: score for step in self.steps() if (score := self.score(step)) is not None}
+        sound = [step for step in self.steps() if step not in self._torn]
+        scores = {step: score for step in sound if (score := self.score(step)) is not None}
         return max(scores, key=lambda step: (scores[step], step), default=None)
 
     def best_score(self) -> float:
@@ -281,6 +285,7 @@ class Snapshots:
             except TrainingError as error:
                 if step == steps[0]:
                     return f"{error} No other is left: check the disk, or remove {self.folder} to begin anew."
+                self._torn.add(step)
                 warnings.warn(f"{error} Going back to an older snapshot.", stacklevel=3)
         return None
 

@@ -15,7 +15,7 @@ from paligemma.train.snapshots import Snapshot
 
 def _known(value: Any) -> Any:
     """What of a value counts: earlier versions wrote the name of a folder before the digest of its weights."""
-    return re.sub(r"^\S+ ([0-9a-f]{16})$", r"\1", value) if isinstance(value, str) else value
+    return re.sub(r"^.+ ([0-9a-f]{16})$", r"\1", value) if isinstance(value, str) else value
 
 
 @dataclass
@@ -27,6 +27,7 @@ class TrainState:
         optimizer: with its moments.
         step: updates done.
         identity: what must be the same for a snapshot to fit: base weights, recipe, data; JSON types.
+        free: keys of an identity that earlier versions kept and that change no number: they may differ.
         metrics: running values that a resumed run goes on from.
     """
 
@@ -34,6 +35,7 @@ class TrainState:
     optimizer: Optimizer
     step: int = 0
     identity: dict[str, Any] = field(default_factory=dict)
+    free: frozenset[str] = frozenset()
     metrics: dict[str, float] = field(default_factory=dict)
 
     def trained(self) -> dict[str, Tensor]:
@@ -63,7 +65,7 @@ class TrainState:
         # What a snapshot of an earlier version does not know changes nothing as long as it is off.
         unlike = sorted(
             key
-            for key in {*told, *self.identity}
+            for key in {*told, *self.identity} - self.free
             if _known(told.get(key)) != _known(self.identity.get(key)) and (key in told or self.identity[key])
         )
         if unlike:

@@ -76,6 +76,28 @@ def test_fields_of_a_stage_can_be_set_and_what_follows_from_them_follows(capsys)
     assert "image_ramp" in capsys.readouterr().err
 
 
+def test_fields_and_columns_are_added_to_a_recipe_and_not_put_in_its_place(capsys, tmp_path):
+    words = [
+        "--set",
+        "task_fields=[[n_absent, 1]]",
+        "--set",
+        "data_options=[[streaming, true], [columns, [[image, x]]]]",
+    ]
+    more = ["--task-field", "order=raster", "--column", "suffix={answer}", "--column", "prefix=answer en {question}"]
+    assert main(["train", "transfer", "--data", "d", "--task", "detect", *words, *more, "--show"]) == 0
+    text = capsys.readouterr().out
+    shown = yaml.safe_load(text)
+    assert shown["task_fields"] == [["n_absent", 1], ["order", "raster"]]
+    columns = [["image", "x"], ["suffix", "{answer}"], ["prefix", "answer en {question}"]]
+    assert shown["data_options"] == [["streaming", True], ["columns", columns]]
+    (tmp_path / "r.yaml").write_text(text)
+    assert main(["train", str(tmp_path / "r.yaml"), "--column", "image=y", "--show"]) == 0
+    again = yaml.safe_load(capsys.readouterr().out)["data_options"]
+    assert again == [["streaming", True], ["columns", [["image", "y"], *columns[1:]]]]
+    assert main(["train", "transfer", "--data", "d", "--task-field", "order", "--show"]) == 2
+    assert "expected NAME=VALUE" in capsys.readouterr().err
+
+
 def test_the_largest_batch_fits_and_one_more_does_not(capsys):
     words = ["--device", "l40s", "--method", "lora"]
     most = planned(capsys, *words)["largest_part"]

@@ -284,13 +284,16 @@ class SegmentBuilder(_Things):
         """How many turns ask for all of a record's expressions once."""
         if not self.referring or self.choice != "cycle":
             return 1
-        return len(unique([item.label for item in without_crowds(record) if item.mask is not None]))
+        return len(unique([item.label for item in self._usable(record)]))
+
+    def _usable(self, record: Record) -> list[Instance]:
+        """Single things with a mask; one thinner than a pixel is none, where such are left out."""
+        found = [item for item in without_crowds(record) if item.mask is not None]
+        with naming(record.where):
+            return [item for item in found if _has_pixels(item)] if self.without_mask == "skip" else found
 
     def _with_masks(self, record: Record) -> list[Instance]:
-        single = without_crowds(record)
-        usable = [item for item in single if item.mask is not None]
-        if self.without_mask == "skip":  # a mask thinner than a pixel is none
-            usable = [item for item in usable if _has_pixels(item)]
+        single, usable = without_crowds(record), self._usable(record)
         if self.without_mask == "raise" and len(usable) < len(single):
             lacking = ((i, x) for i, x in enumerate(record.instances) if x.mask is None and not x.is_crowd)
             i, first = next(lacking)

@@ -11,7 +11,7 @@ from paligemma.data.sources.columns import Columns
 from paligemma.data.sources.folder import refuse_existing
 from paligemma.data.sources.hub import NO_SPLIT, open_hub
 from paligemma.data.sources.jsonl import SPLITS
-from paligemma.data.sources.parquet import Parquet, find_parquet, shards_by_split, split_of, write_parquet
+from paligemma.data.sources.parquet import Parquet, files_inside, find_parquet, split_of, write_parquet
 from paligemma.data.sources.tars import Tars, find_tars, write_tars
 from paligemma.errors import DataError
 
@@ -151,7 +151,4 @@ def is_saved(path: Path) -> bool:
 def _holds(path: Path, suffix: str) -> bool:
     if not path.is_dir() or is_saved(path):
         return False
-    try:
-        return bool(shards_by_split(path, suffix))
-    except DataError:
-        return False
+    return next(files_inside(path, suffix), None) is not None

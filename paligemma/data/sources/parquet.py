@@ -181,14 +181,17 @@ def shards_by_split(folder: Path, suffix: str) -> dict[str, list[Path]]:
     Raises:
         DataError: none there.
     """
-    files = [
-        str(inside)
-        for path in folder.rglob(f"*{suffix}")
-        if path.is_file() and not is_hidden(inside := path.relative_to(folder))
-    ]
+    files = list(files_inside(folder, suffix))
     if not files:
         raise DataError(f"{folder}: no files *{suffix}: expected at least one. Check the path.")
     return {split: [folder / name for name in names] for split, names in by_split(files).items()}
+
+
+def files_inside(folder: Path, suffix: str) -> Iterator[str]:
+    """Files of a folder and those in it whose names end so, by their path inside."""
+    for path in folder.rglob(f"*{suffix}"):
+        if path.is_file() and not is_hidden(inside := path.relative_to(folder)):
+            yield str(inside)
 
 
 def by_split(names: Iterable[str]) -> dict[str, list[str]]:
@@ -196,7 +199,7 @@ def by_split(names: Iterable[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in sorted(names, key=by_number):
         *folders, file = PurePath(name).parts
-        named = [split_of(part) for part in (file, *reversed(folders))]
+        named = (split_of(part) for part in (file, *reversed(folders)))
         found.setdefault(next((split for split in named if split), "train"), []).append(name)
     return {split: found[split] for split in SPLITS if split in found}
 

@@ -198,8 +198,8 @@ def find_voc(folder: str | Path, *, one_based: bool | None = None, allow_outside
             file = next((file for file in lists if file.is_file()), None)
             if file is not None:
                 found[split] = Voc(_listed(file, inside["annotations"]), labels=labels, **inside, **options)  # type: ignore[arg-type]
-        if not found.keys() & {"train", "valid"}:
-            both = path / "ImageSets" / "Main" / "trainval.txt"  # what some years have in place of both
+        both = path / "ImageSets" / "Main" / "trainval.txt"  # what some years have in place of both
+        if not found or (both.is_file() and not found.keys() & {"train", "valid"}):
             names = _listed(both, inside["annotations"]) if both.is_file() else _xml_names(inside["annotations"])
             found["train"] = Voc(names, labels=labels, **inside, **options)  # type: ignore[arg-type]
         return found

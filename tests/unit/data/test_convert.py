@@ -261,6 +261,15 @@ def test_rows_that_a_format_leaves_out_are_not_counted_as_written(tmp_path):
     assert done.n_rows == 1
 
 
+def test_a_question_that_nobody_answered_is_no_loss(tmp_path):
+    asked = (Asked("who?", ()), Asked("what?", ("cat", "a cat")))
+    write_coco([Record((picture(tmp_path / "a.png"),), SIZE_HW, questions=asked)], tmp_path / "coco")
+    made = convert(tmp_path / "coco", tmp_path / "rows", to="jsonl", build=BUILDERS["answer"])
+    assert (made.n_rows, made.left_out) == ({"train": 1}, {})
+    made = convert(tmp_path / "coco", tmp_path / "asked", to="jsonl", build=BUILDERS["question"])
+    assert made.left_out == {"further answers": 1}
+
+
 def test_every_expression_of_a_record_is_written(tmp_path):
     mask = np.zeros(SIZE_HW, bool)
     mask[5:20, 5:20] = True

@@ -79,6 +79,13 @@ def test_trainval_is_what_is_learned_beside_a_test_list(tmp_path):
     assert {split: len(source) for split, source in find_voc(tmp_path).items()} == {"test": 1, "train": 1}
 
 
+def test_a_test_set_alone_is_nothing_to_learn(tmp_path):
+    folder(tmp_path, names=None)
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "test.txt").write_text("a\n")
+    assert list(find_voc(tmp_path)) == ["test"]
+
+
 def test_what_a_mac_leaves_beside_files_is_no_annotation(tmp_path):
     folder(tmp_path, names=None)
     (tmp_path / "Annotations" / "._a.xml").write_bytes(b"\0\5\x16\7")

@@ -102,6 +102,8 @@ def test_a_frozen_tower_rests_in_stages_too():
 def test_a_stage_without_a_configuration_asks_the_model(tmp_path):
     first = recipe("stage1", data="mixture.yaml", model="paligemma-3b-224")
     assert (first.lr, first.choices) == (2e-5, ())
+    assert recipe("stage1", data="mixture.yaml", model="google/paligemma-3b-pt-224").choices == ()
+    assert recipe("stage1", data="mixture.yaml", model="paligemma2-10b-pt-224").lr == 5e-6
 
 
 def test_the_image_tower_begins_slowly_and_catches_up():

@@ -173,6 +173,12 @@ def test_a_snapshot_of_another_run_is_refused(rows, tmp_path):
     state_of(options, identity={"base": "tiny", "reweight": [], "sigma": 0.0}).restore(snapshot)
     with pytest.raises(TrainingError, match=r"sigma was None, is now 4\.0"):
         state_of(options, identity={"base": "tiny", "sigma": 4.0}).restore(snapshot)
+    # One that an earlier version kept and that changes no number may be gone, and a name before a digest as well.
+    old = state_of(options, identity={"base": "my models 0123456789abcdef", "workers": 3})
+    fit(old, loader_of(rows), options, snapshots=Snapshots(tmp_path / "old"))
+    now = state_of(options, identity={"base": "0123456789abcdef"})
+    now.free = frozenset({"workers"})
+    now.restore(Snapshots(tmp_path / "old").latest())
     frozen = state_of(options, identity={"base": "tiny"}, schedules=(("image", None),))
     with pytest.raises(TrainingError, match="was trained there and is not here"):
         frozen.restore(snapshot)

@@ -136,6 +136,19 @@ def test_a_look_leaves_what_a_writer_is_writing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-000003"]
 
 
+def test_a_torn_snapshot_is_not_the_best(tmp_path):
+    snapshots = Snapshots(tmp_path, keep=3)
+    for step, score in ((1, -0.5), (2, -0.1), (3, None)):
+        snapshots.save(step, tensors(step), {}, score=score, wait=True)
+    for step in (2, 3):
+        (snapshots.path(step) / "model.safetensors").write_bytes(b"torn")
+    with pytest.warns(UserWarning, match="Going back"):
+        assert snapshots.latest().step == 1
+    assert (snapshots.best(), snapshots.best_score()) == (1, -0.5)
+    snapshots.save(2, tensors(2), {}, score=-0.2, wait=True)
+    assert (snapshots.best(), snapshots.best_score()) == (2, -0.2)
+
+
 def test_a_score_that_comes_later_counts(tmp_path):
     snapshots = Snapshots(tmp_path, keep=1)
     for step, score in ((1, -0.5), (2, None), (3, -0.9)):
