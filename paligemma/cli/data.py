@@ -70,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generate.add_argument("out", metavar="OUT", help="folder to write")
     generate.add_argument("--n", type=int, default=100, metavar="N", help="training pictures (default: 100)")
     generate.add_argument("--valid", type=int, default=0, metavar="N", help="held-out pictures (default: 0)")
-    generate.add_argument("--world", choices=("plain", "full"), default="plain", help="few plain shapes, or all kinds")
+    generate.add_argument(
+        "--world", choices=("plain", "many", "full"), default="plain", help="few plain shapes, more, or all kinds"
+    )
     generate.add_argument("--no-colours", action="store_true", help="labels are shapes alone")
     generate.add_argument("--seed", type=int, default=0, metavar="N", help="of the pictures")
     generate.add_argument("--overwrite", action="store_true", help="replace a split that is there")

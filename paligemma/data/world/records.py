@@ -16,7 +16,7 @@ class WorldRecords:
     """n drawn scenes as a source of records.
 
     Args:
-        world: "plain" or "full".
+        world: "plain", "many" or "full".
         split: "train" or "held_out"; no scene of one can turn up in the other.
         seed: scenes are those of the seeds seed · 1,000,000 onwards.
         colours: labels "red circle"; False: "circle".

@@ -1,7 +1,7 @@
-"""Seed -> Scene: what may appear in the two worlds and where.
+"""Seed -> Scene: what may appear in the worlds and where.
 
-`plain` is 1-3 separate solid shapes on a flat background. `full` is 1-6 shapes and texts of many kinds and sizes,
-textured, overlapping, on patterned backgrounds.
+`plain` is 1-3 separate solid shapes on a flat background, `many` up to 6 of them. `full` is 1-6 shapes and texts of many
+kinds and sizes, textured, overlapping, on patterned backgrounds.
 """
 
 from dataclasses import dataclass, replace
@@ -36,14 +36,14 @@ REPEAT_SHARE = (
 )
 CAP_HEIGHT_AT_112 = (10.5, 22.0)  # pixels after the stretch to 112 x 112; smaller letters cannot be read there
 
-_WORLD_KEYS = {"plain": 1, "full": 2}
+_WORLD_KEYS = {"plain": 1, "full": 2, "many": 3}
 _SPLIT_KEYS = {"train": 1, "held_out": 2}
 _TRIES = 12
 
 
 @dataclass(frozen=True)
 class _Rules:
-    max_things: int
+    n_things: tuple[int, int]  # fewest and most that are tried
     sizes: tuple[float, float]  # of the short side
     text_share: float  # of the things
     text_only_share: float  # of the pictures
@@ -53,8 +53,9 @@ class _Rules:
 
 
 _RULES: dict[str, _Rules] = {
-    "plain": _Rules(3, (0.20, 0.55), 0.0, 0.0, 0.0, 0.0, overlap=False),
-    "full": _Rules(6, (0.14, 0.60), 0.2, 0.08, 0.6, 0.7, overlap=True),
+    "plain": _Rules((1, 3), (0.20, 0.55), 0.0, 0.0, 0.0, 0.0, overlap=False),
+    "many": _Rules((4, 6), (0.20, 0.45), 0.0, 0.0, 0.0, 0.0, overlap=False),
+    "full": _Rules((1, 6), (0.14, 0.60), 0.2, 0.08, 0.6, 0.7, overlap=True),
 }
 
 
@@ -65,7 +66,7 @@ def sample_scene(seed: int, world: World = "plain", split: Split = "train") -> S
 
     Args:
         seed: any integer >= 0.
-        world: "plain" or "full".
+        world: "plain", "many" or "full".
         split: "train" or "held_out".
 
     Returns:
@@ -100,7 +101,7 @@ class _Painter:
         self.owner: NDArray[np.int8] = np.full((self.h, self.w), -1, np.int8)
 
     def scene(self) -> Scene:
-        wanted = int(self.rng.integers(1, self.rules.max_things + 1))
+        wanted = int(self.rng.integers(self.rules.n_things[0], self.rules.n_things[1] + 1))
         text_only = self.rng.random() < self.rules.text_only_share
         if text_only:
             wanted = min(wanted, MAX_TEXTS)

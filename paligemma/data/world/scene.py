@@ -5,7 +5,7 @@ from typing import Literal
 
 from paligemma.data.world.palette import Rgb
 
-World = Literal["plain", "full"]
+World = Literal["plain", "many", "full"]
 Split = Literal["train", "held_out"]
 
 TEXTURES: tuple[str, ...] = ("solid", "stripes", "dots", "checker", "gradient", "outline")

@@ -31,7 +31,8 @@ class WorldOptions:
         n_rows: rows of the source.
         n_questions: of every picture.
         simple_rows: the first rows ask, on plain pictures, only what one thing answers.
-        plain_share: of the pictures after them that are plain.
+        plain_share: of the pictures after them that are plain; many_share: that are plain but for more things, whose
+            lists are what is hardest to say right; the others are of all kinds.
         everything_share: of the questions that list all that is in the picture, as the held-out prompts do;
             by_shape_share of these without colours.
         mixture: (kind, share) pairs of the others.
@@ -43,8 +44,9 @@ class WorldOptions:
     n_rows: int = 2**31
     n_questions: int = 5
     simple_rows: int = 0
-    plain_share: float = 0.6
-    everything_share: float = 0.35
+    plain_share: float = 0.4
+    many_share: float = 0.25
+    everything_share: float = 0.5
     by_shape_share: float = 0.35
     mixture: tuple[tuple[str, float], ...] = tuple(MIXTURE.items())
     loc_step: int = 8
@@ -81,7 +83,10 @@ class WorldRows:
         options = self.options
         rng = np.random.default_rng([options.seed, 79, picture, options.split == "train"])
         simple = picture * options.n_questions < options.simple_rows
-        world: World = "plain" if simple or rng.random() < options.plain_share else "full"
+        drawn_by = rng.random()
+        world: World = "full" if drawn_by >= options.plain_share + options.many_share else "many"
+        if simple or drawn_by < options.plain_share:
+            world = "plain"
         scene = sample_scene(int(rng.integers(2**48)), world, options.split)
         drawn = render(scene)
         codes = mask_codes([(scene, drawn)], vae)[0]
