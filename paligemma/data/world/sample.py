@@ -1,7 +1,7 @@
 """Seed -> Scene: what may appear in the worlds and where.
 
-`plain` is 1-3 separate solid shapes on a flat background, `many` up to 6 of them. `full` is 1-6 shapes and texts of many
-kinds and sizes, textured, overlapping, on patterned backgrounds.
+`plain` is 1-3 separate solid shapes on a flat background, `many` up to 6 of them. `full` is 1-6 shapes and texts of
+many kinds and sizes, textured, overlapping, on patterned backgrounds.
 """
 
 from dataclasses import dataclass, replace
