@@ -113,18 +113,23 @@ def ask_everything(
     *,
     by_shape: bool = False,
     n_absent: int = 1,
+    share: float = 1.0,
 ) -> Question:
     """`detect` or `segment` of every colour and shape in the scene and of others that are absent, in random order.
 
     Args:
         by_shape: name shapes alone (`circle`), as somebody does who lists what there may be.
         n_absent: at most so many names of what is not there.
+        share: of the names that are asked for, at least one; the rest of the scene is to be passed over.
     """
     task = task or ("detect" if rng.random() < 0.5 else "segment")
     names = sorted({scene.things[i].shape if by_shape else scene.things[i].name for i in scene.shapes})
+    if share < 1 and len(names) > 1:
+        names = [names[i] for i in rng.permutation(len(names))[: max(1, round(share * len(names)))]]
+    known = {scene.things[i].shape for i in scene.shapes}
     asker = _Asker(scene, rendering, rng, False)
     if by_shape:
-        names += [name for name in rng.permutation(list(SHAPES)).tolist() if name not in names][:n_absent]
+        names += [name for name in rng.permutation(list(SHAPES)).tolist() if name not in known][:n_absent]
     else:
         for _ in range(n_absent):
             name = asker.absent_name()

@@ -34,7 +34,8 @@ class WorldOptions:
         plain_share: of the pictures after them that are plain; many_share: that are plain but for more things, whose
             lists are what is hardest to say right; the others are of all kinds.
         everything_share: of the questions that list all that is in the picture, as the held-out prompts do;
-            by_shape_share of these without colours.
+            by_shape_share of these without colours; some_share of these name only some of it, so that the model goes by
+            the names and does not list the picture.
         mixture: (kind, share) pairs of the others.
         loc_step: places are said in every n-th location token; finer ones cannot be told apart so soon, and each would
             be less likely than the end of the answer.
@@ -48,6 +49,7 @@ class WorldOptions:
     many_share: float = 0.25
     everything_share: float = 0.5
     by_shape_share: float = 0.35
+    some_share: float = 0.5
     mixture: tuple[tuple[str, float], ...] = tuple(MIXTURE.items())
     loc_step: int = 8
     split: Split = "train"
@@ -104,7 +106,10 @@ class WorldRows:
 
     def _everything(self, scene: Scene, drawn: Rendering, rng: np.random.Generator, *, simple: bool) -> Question:
         by_shape, n_absent = bool(rng.random() < self.options.by_shape_share), int(rng.integers(0, 3))
-        return ask_everything(scene, drawn, rng, "detect" if simple else None, by_shape=by_shape, n_absent=n_absent)
+        share = float(rng.uniform(0.2, 0.9)) if rng.random() < self.options.some_share else 1.0
+        return ask_everything(
+            scene, drawn, rng, "detect" if simple else None, by_shape=by_shape, n_absent=n_absent, share=share
+        )
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_tools": None, "_last": (-1, [])}

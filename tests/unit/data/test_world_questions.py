@@ -263,6 +263,17 @@ def test_asking_for_everything_lists_every_shape_and_names_one_that_is_absent():
     assert min(tasks["detect"], tasks["segment"]) > 20
 
 
+def test_asking_for_some_lists_only_that():
+    n_listed = n_there = 0
+    for seed, scene, drawn in drawn_scenes("many", 40):
+        question = world.ask_everything(scene, drawn, np.random.default_rng(seed), share=0.5)
+        true = {i for i, thing in enumerate(scene.things) if any(goes_by(thing, label) for label in question.labels)}
+        assert {i for _, i in question.answer} == true
+        assert true
+        n_listed, n_there = n_listed + len(true), n_there + len(scene.shapes)
+    assert 0.3 < n_listed / n_there < 0.75
+
+
 def test_stories_list_what_there_is_and_answer_from_the_list():
     told = list(world.stories(60, seed=3))
     assert told == list(world.stories(60, seed=3))
