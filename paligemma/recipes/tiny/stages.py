@@ -127,7 +127,7 @@ def teach(
     )  # fmt: skip
     train = WorldRows(model, TINY.tokens, world)
     held_out = WorldRows(model, TINY.tokens, dataclasses.replace(world, n_rows=400, simple_rows=0, split="held_out"))
-    timer = None
+    timer, before = None, signal.getsignal(signal.SIGTERM)
     if minutes is not None:
         # The loop saves on SIGTERM; outside of it nothing is lost by going on for the moment that it takes.
         signal.signal(signal.SIGTERM, lambda *_: None)
@@ -143,6 +143,7 @@ def teach(
     finally:
         if timer is not None:
             timer.cancel()
+            signal.signal(signal.SIGTERM, before)
 
 
 def _precision(device: str) -> Any:
