@@ -48,6 +48,17 @@ def with_dashes(words: Sequence[str]) -> list[str]:
     return out
 
 
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """How rows of data become prompts, beside `--task`."""
+    parser.add_argument(
+        "--task-field", action="append", default=[], metavar="NAME=VALUE", help="field of the builder: order=raster"
+    )
+    parser.add_argument(
+        "--column", action="append", default=[], metavar="NAME=VALUE",
+        help="of tables: which column holds what, or a template: --column 'prefix=answer en {question}'",
+    )  # fmt: skip
+
+
 def add_verb_options(parser: argparse.ArgumentParser) -> None:
     """What caption, ask, detect, segment and read have in common."""
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer in tokens (default: by task)")

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from paligemma.cli.args import add_reading_options
 from paligemma.cli.run import PATIENCE_S, column, note, pair, writing
 from paligemma.errors import OptionError, nearest
 
@@ -88,13 +89,7 @@ def _add_source_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("data", metavar="DATA", help="folder, file or pattern; or a mixture in YAML")
     sub.add_argument("--format", default="auto", metavar="F", help="of the data (default: auto)")
     sub.add_argument("--task", metavar="T", help="builder of prompts for annotations: detect, segment, caption, …")
-    sub.add_argument(
-        "--task-field", action="append", default=[], metavar="NAME=VALUE", help="field of the builder: order=raster"
-    )
-    sub.add_argument(
-        "--column", action="append", default=[], metavar="NAME=VALUE",
-        help="of tables: which column holds what, or a template: --column 'prefix=answer en {question}'",
-    )  # fmt: skip
+    add_reading_options(sub)
     sub.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="of the format's reader: one_based=false"
     )

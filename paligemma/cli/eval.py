@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from paligemma.cli.args import DEFAULT_MODEL, add_model_options, add_output_options
+from paligemma.cli.args import DEFAULT_MODEL, add_model_options, add_output_options, add_reading_options
 from paligemma.cli.run import column, load_model, note, pair
 from paligemma.errors import OptionError, nearest
 
@@ -37,13 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task", metavar="T", help="of annotations: the builder of prompts: detect, segment, caption, …"
     )
-    parser.add_argument(
-        "--task-field", action="append", default=[], metavar="NAME=VALUE", help="field of the builder: order=raster"
-    )
-    parser.add_argument(
-        "--column", action="append", default=[], metavar="NAME=VALUE",
-        help="of tables: which column holds what, or a template: --column 'prefix=answer en {question}'",
-    )  # fmt: skip
+    add_reading_options(parser)
     parser.add_argument("--format", default="auto", metavar="F", help="of the data (default: auto)")
     parser.add_argument("--allow-outside", action="store_true", help="rows may name pictures outside of their folder")
     parser.add_argument(

@@ -20,6 +20,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paligemma.cli.args import add_reading_options
 from paligemma.cli.run import column, note, pair
 from paligemma.errors import OptionError, nearest
 
@@ -48,13 +49,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help=f"{', '.join(RECIPES)}, transfer.NAME, or a saved YAML file")
     for name, text in SHORT.items():
         parser.add_argument(f"--{name}", metavar=name.upper(), help=text)
-    parser.add_argument(
-        "--task-field", action="append", default=[], metavar="NAME=VALUE", help="field of the builder: order=raster"
-    )
-    parser.add_argument(
-        "--column", action="append", default=[], metavar="NAME=VALUE",
-        help="of tables: which column holds what, or a template: --column 'prefix=answer en {question}'",
-    )  # fmt: skip
+    add_reading_options(parser)
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
         help="change any number of the recipe, as in --set optim.weight_decay=1e-6",
