@@ -24,6 +24,7 @@ from paligemma.checkpoints.staging import replace_text
 from paligemma.data.augment import Augmented, AugmentOptions
 from paligemma.data.loader import Loader, LoaderOptions
 from paligemma.data.robust import RobustOptions, robust
+from paligemma.data.rows import builders_of
 from paligemma.errors import OptionError, TrainingError
 from paligemma.evals.folder import FolderReport
 from paligemma.models.lora import LoraOptions
@@ -159,6 +160,8 @@ class TransferRecipe:
                     f"{unused[0]}={own[unused[0]]!r}: transfer.{self.form} reads JSONL and makes prompts of its own: "
                     "expected none. Leave it out, or use the recipe 'transfer'."
                 )
+        if self.task:
+            builders_of(self.task, dict(self.task_fields))  # a misspelt one is said before anything is read
         require_strategy(self.strategy)
         require_trackers(self.trackers)
 

@@ -6,6 +6,7 @@ is no end to them: the number of rows only says how many seeds are used.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class WorldOptions:
             lists are what is hardest to say right; the others are of all kinds.
         everything_share: of the questions that list all that is in the picture, as the held-out prompts do;
             by_shape_share of these without colours; some_share of these name only some of it, so that the model goes by
-            the names and does not list the picture.
+            the names and does not list the picture; detect_share of these ask for boxes, the others for masks.
         mixture: (kind, share) pairs of the others.
         loc_step: places are said in every n-th location token; finer ones cannot be told apart so soon, and each would
             be less likely than the end of the answer.
@@ -45,11 +46,12 @@ class WorldOptions:
     n_rows: int = 2**31
     n_questions: int = 5
     simple_rows: int = 0
-    plain_share: float = 0.4
-    many_share: float = 0.25
-    everything_share: float = 0.5
+    plain_share: float = 0.25
+    many_share: float = 0.35
+    everything_share: float = 0.6
     by_shape_share: float = 0.35
-    some_share: float = 0.5
+    some_share: float = 0.7
+    detect_share: float = 0.7
     mixture: tuple[tuple[str, float], ...] = tuple(MIXTURE.items())
     loc_step: int = 8
     split: Split = "train"
@@ -107,9 +109,10 @@ class WorldRows:
     def _everything(self, scene: Scene, drawn: Rendering, rng: np.random.Generator, *, simple: bool) -> Question:
         by_shape, n_absent = bool(rng.random() < self.options.by_shape_share), int(rng.integers(0, 3))
         share = float(rng.uniform(0.2, 0.9)) if rng.random() < self.options.some_share else 1.0
-        return ask_everything(
-            scene, drawn, rng, "detect" if simple else None, by_shape=by_shape, n_absent=n_absent, share=share
-        )
+        task: Literal["detect", "segment"] = "detect"
+        if not simple and rng.random() >= self.options.detect_share:
+            task = "segment"
+        return ask_everything(scene, drawn, rng, task, by_shape=by_shape, n_absent=n_absent, share=share)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_tools": None, "_last": (-1, [])}
