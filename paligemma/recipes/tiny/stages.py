@@ -34,7 +34,9 @@ from paligemma.train.schedule import Duration, Schedule
 
 N_QUESTIONS = 5  # of a picture
 # At 224 pixels a letter is two patches: reading can be taught, and finer edges.
-HI_MIXTURE = {**MIXTURE, "ocr": 0.16, "detect_text": 0.05, "segment": 0.25, "count": 0.1, "left": 0.1}
+HI_MIXTURE = {**MIXTURE, "ocr": 0.3, "detect_text": 0.05, "segment": 0.2, "count": 0.1, "left": 0.1}
+# Texts stand in the pictures of all kinds alone.
+HI_WORLD = {"plain_share": 0.15, "many_share": 0.2, "everything_share": 0.4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +122,11 @@ def teach(
         minutes: stop after this long with the state saved; the same call goes on.
     """
     recipe = small_recipe(stage, model, out, resolution, options, device)
-    mixture = tuple((HI_MIXTURE if resolution > TINY.vision.resolution else MIXTURE).items())
     world = WorldOptions(
-        simple_rows=options.simple_steps * recipe.loader.batch_size, mixture=mixture, loc_step=options.loc_step,
-        seed=options.seed,
-    )  # fmt: skip
+        simple_rows=options.simple_steps * recipe.loader.batch_size, loc_step=options.loc_step, seed=options.seed
+    )
+    if resolution > TINY.vision.resolution:
+        world = dataclasses.replace(world, mixture=tuple(HI_MIXTURE.items()), **HI_WORLD)
     train = WorldRows(model, TINY.tokens, world)
     held_out = WorldRows(model, TINY.tokens, dataclasses.replace(world, n_rows=400, simple_rows=0, split="held_out"))
     timer, before = None, signal.getsignal(signal.SIGTERM)
