@@ -114,7 +114,7 @@ def _check(args: argparse.Namespace) -> int:
     if args.model is not None:
         length, text_length = _lengths_of(args.model)
         options |= {"text_length": text_length, "max_text": args.max_text}
-    splits = _splits(args, **options)
+    splits = _splits(args, keep_all=True, **options)
     total = sum(len(source) for source in splits.values())
     with tqdm(total=total, unit="row", delay=PATIENCE_S, disable=None, leave=False) as bar:
         findings = check(splits, length=length, max_text=args.max_text, decode=not args.no_decode, progress=bar.update)

@@ -5,12 +5,13 @@ paligemma eval tiny --limit 100 --json
 paligemma eval tiny --model my-folder/ --out scores.json
 paligemma eval tiny --unseen --model tiny --beside runs/tiny/tiny --beside runs/old
 paligemma eval digits/ --model runs/digits/model --split test --predictions answers.jsonl
+paligemma eval pope.jsonl --transfer pope --split train --model runs/vqav2/model
 paligemma eval animals-coco/ --task detect --model runs/animals/model
 
 The suite `tiny`: two fixed held-out sets of 1,000 pictures of coloured shapes and words, plain and full; with --unseen
 the full ones also in outlines, on backgrounds and in fonts that no training picture shows. A folder or
 file of any format: every row's prompt is asked, and its answer scored by the kind of the prompt; annotations become
-prompts by --task.
+prompts by --task. With --transfer, prompts, decoding and metrics are those of a published transfer.
 """
 
 import argparse
@@ -36,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--task", metavar="T", help="of annotations: the builder of prompts: detect, segment, caption, …"
+    )
+    parser.add_argument(
+        "--transfer", metavar="NAME", help="of a folder: rows with the columns of a published transfer: vqav2, pope, …"
     )
     add_reading_options(parser)
     parser.add_argument("--format", default="auto", metavar="F", help="of the data (default: auto)")
@@ -71,6 +75,11 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.out and not Path(args.out).parent.is_dir():
         raise OptionError(f"--out {args.out}: the folder {Path(args.out).parent} does not exist. Make it first.")
+    if args.transfer and (not is_folder or args.task or args.task_field or args.column or args.option):
+        raise OptionError(
+            "--transfer has prompts and columns of its own: expected a folder of JSONL, without --task, --task-field, "
+            "--column and --option."
+        )
     if is_folder and (args.unseen or args.beside):
         raise OptionError("--unseen and --beside belong to the suite tiny: expected neither with a folder.")
     reports = [_of_folder(args)] if is_folder else _of_suite(args)
@@ -108,8 +117,11 @@ def _of_folder(args: argparse.Namespace) -> Report:
     options["task_fields"] = [pair(word, "--task-field") for word in args.task_field]
     if args.column:
         options["columns"] = [column(word) for word in args.column]
-    rows = split_of(args.suite, args.split, **options)
-    report = evaluate_folder(pg, rows, limit=args.limit, batch_size=args.batch_size, skip_broken=args.skip_broken)
+    how = {"limit": args.limit, "batch_size": args.batch_size, "skip_broken": args.skip_broken}
+    if args.transfer:
+        report = _as_transferred(args, pg, encoder, how)
+    else:
+        report = evaluate_folder(pg, split_of(args.suite, args.split, **options), **how)
     if args.predictions:
         lines = (json.dumps(dataclasses.asdict(one), ensure_ascii=False) for one in report.predictions)
         Path(args.predictions).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -117,6 +129,26 @@ def _of_folder(args: argparse.Namespace) -> Report:
     for text in report.broken:
         note(f"left out: {text}")
     return args.model or DEFAULT_MODEL, _named(pg), report
+
+
+def _as_transferred(args: argparse.Namespace, pg: Any, encoder: Any, how: dict[str, Any]) -> Any:
+    """The report of rows as a published transfer asks and scores them, its metrics under its name."""
+    from paligemma.evals.folder import evaluate_folder
+    from paligemma.recipes.transfers import asked_rows, score, transfer_of
+
+    transfer, resolution = transfer_of(args.transfer), pg.config.vision.resolution
+    reading = {"allow_outside": args.allow_outside, "mask_encoder": encoder, "resolution": resolution}
+    rows, told = asked_rows(args.transfer, args.suite, args.split, **reading)
+    note(f"{len(rows):,} rows: {told}")
+    report = evaluate_folder(pg, rows, n_beams=transfer.beams, max_new_tokens=transfer.text_length, **how)
+    decoder = None if pg.mask_vae is None else pg.mask_vae.decode_array
+    answers = [prediction.answer for prediction in report.predictions]
+    published, name = score(args.transfer, answers, report.metas, mask_decoder=decoder), f"transfer.{args.transfer}"
+    if not published:
+        note(f"{name} has no metric of its own: its reference stores the answers (--predictions FILE)")
+        return report
+    scores, n_rows = {**report.scores, name: published}, {**report.n_rows, name: len(answers)}
+    return dataclasses.replace(report, scores=scores, n_rows=n_rows)
 
 
 def _of_suite(args: argparse.Namespace) -> Iterator[Report]:

@@ -21,7 +21,7 @@ from paligemma.data.findings import KINDS, Finding, Findings
 from paligemma.data.labels import likely_typos
 from paligemma.data.mixing import Chain
 from paligemma.data.mixture import Mixture
-from paligemma.data.record import Record
+from paligemma.data.record import Record, same_shape
 from paligemma.data.sources.columns import require_text
 from paligemma.data.subset import problems_of
 from paligemma.errors import DataError, OptionError, PaliGemmaError
@@ -32,7 +32,6 @@ from paligemma.tasks.grammar import check_area, parse_entries, stray_tokens
 
 Length = Callable[[Example], int]  # text tokens of an example, bos to eos
 
-SHAPE = 0.03  # logarithm of how much two ratios of sides may differ: rounding of a small picture
 _MAY_BE_EMPTY = ("detect", "segment", "ocr")  # prompts that nothing is an answer to
 
 
@@ -119,7 +118,7 @@ class _Look:
         if isinstance(row, Record):
             if row.size_hw is not None and size is not None:
                 (h, w), (height, width) = row.size_hw, size
-                if abs(np.log(h / w * width / height)) > SHAPE:
+                if not same_shape((h, w), (height, width)):
                     turned = ", turned by EXIF" if (h, w) == (width, height) else ""
                     told = f"{row.where}: annotated as {w}×{h}, the picture is {width}×{height}{turned}"
                     self.note("another shape", told)

@@ -21,6 +21,8 @@ class Example:
         meta: what else the row holds; "references" are all right answers, where there are several.
         unlearned: (first, one past the last) characters of the suffix whose tokens count in no loss, such as the
             places of noise boxes.
+        size_hw: of the first picture, as its annotations say; None where nothing does. A picture of another shape is
+            refused when it is opened: its boxes would be those of something else.
     """
 
     images: tuple[Any, ...]
@@ -30,6 +32,7 @@ class Example:
     where: str = "the example"
     meta: Mapping[str, Any] = field(default_factory=dict)
     unlearned: tuple[tuple[int, int], ...] = ()
+    size_hw: tuple[int, int] | None = field(default=None, compare=False)
 
     @property
     def references(self) -> tuple[str, ...]:

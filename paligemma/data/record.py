@@ -6,6 +6,7 @@ of the original picture, masks as they were stored, captions with their language
     record = Record(images=("a.jpg",), size_hw=(480, 640), instances=(Instance("cat", (10, 20, 110, 220)),))
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +86,15 @@ class Mask:
                 f"{width * height:,}: expected one of the picture's size. Encode the mask again."
             )
         return runs
+
+
+SHAPE = 0.03  # logarithm of how much two ratios of sides may differ: rounding of a small picture
+
+
+def same_shape(size_hw: tuple[int, int], other_hw: tuple[int, int]) -> bool:
+    """Whether boxes of one size fit the other: the same ratio of sides."""
+    (h, w), (height, width) = size_hw, other_hw
+    return abs(math.log(h / w * width / height)) <= SHAPE
 
 
 @dataclass(frozen=True)

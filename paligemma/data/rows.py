@@ -40,6 +40,7 @@ def open_rows(
     shuffle: bool = True,
     seed: int = 0,
     reweight: Sequence[tuple[str, float]] = (),
+    keep_all: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """The splits of a data set, as sources of examples.
@@ -61,6 +62,7 @@ def open_rows(
         shuffle: of a mixture, the rows of every source; False keeps them in their order.
         seed: of everything random in builders and augmentation.
         reweight: of a mixture, (task, factor) pairs: sources of that task or name are drawn so much more often.
+        keep_all: rows that a builder has nothing to ask about stay in other splits too, for somebody who looks at all.
         options: those of `open_data`: format, allow_outside, images, columns, …
 
     Raises:
@@ -69,7 +71,7 @@ def open_rows(
     asked: dict[str, Any] = {
         "task": task, "task_fields": task_fields, "augmentation": augmentation, "mask_encoder": mask_encoder,
         "mask_decoder": mask_decoder, "load": load, "text_length": text_length,
-        "max_text": max_text, "seed": seed,
+        "max_text": max_text, "seed": seed, "keep_all": keep_all,
     }  # fmt: skip
     if is_mixture(data):
         given = {**options, **asked, "shuffle": shuffle}
@@ -81,7 +83,12 @@ def open_rows(
         train, held, _ = held_out(found["train"], valid_share)
         if len(held):
             found = {"train": train, "held": held}
-    return {split: _prompted(source, split == "train", str(data), **asked) for split, source in found.items()}
+    # A class of one split alone is a class of all: prompts of every split speak of the same ones.
+    annotated = [source for source in found.values() if is_annotated(source)]
+    labels = None if len(annotated) < 2 else tuple(dict.fromkeys(name for one in annotated for name in one.labels))
+    return {
+        split: _prompted(source, split == "train", str(data), labels=labels, **asked) for split, source in found.items()
+    }
 
 
 def is_annotated(source: Any) -> bool:
@@ -103,6 +110,8 @@ def _prompted(
     text_length: Callable[[str], int] | None,
     max_text: int | None,
     seed: int,
+    keep_all: bool,
+    labels: tuple[str, ...] | None,
 ) -> Any:
     wanted = augmentation if is_train and augmentation is not None and augmentation.is_on else None
     if not is_annotated(source):
@@ -120,11 +129,10 @@ def _prompted(
     builder = builders_of(task, dict(task_fields), mask_encoder, text_length, budget)
     only_things = all(word.strip() in OF_THINGS for word in task.split(","))
     change = None if wanted is None else partial(_augmented, options=wanted, load=load, only_things=only_things)
-    if not is_train:
-        source = Subset(
-            source, _askable(source, builders_of(task, dict(task_fields), no_codes, text_length, budget), seed)
-        )
-    return Built(source, builder, seed=seed, augment=change, skip_empty=is_train)
+    if not is_train and not keep_all:
+        asking = builders_of(task, dict(task_fields), no_codes, text_length, budget)
+        source = Subset(source, _askable(Built(source, asking, seed=seed, labels=labels)))
+    return Built(source, builder, seed=seed, augment=change, skip_empty=is_train, labels=labels)
 
 
 # Prompts that are about instances alone: what captions and questions say of left and right does not bind them.
@@ -139,10 +147,9 @@ def _augmented(
     return augment(record, rng, options, load=load)
 
 
-def _askable(source: Any, builder: Any, seed: int) -> Iterator[int]:
+def _askable(built: Built) -> Iterator[int]:
     """Rows that a builder has something to ask about; one that cannot be read stays, so that it is told of."""
-    built = Built(source, builder, seed=seed)
-    for index in range(len(source)):
+    for index in range(len(built)):
         try:
             if built.applies(index):
                 yield index

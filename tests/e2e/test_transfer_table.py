@@ -118,6 +118,22 @@ def test_what_is_only_scored_has_a_loss(tmp_path: Path):
         assert math.isfinite(float(default_loss(made.fit)(pg.model, part).total))
 
 
+@pytest.mark.parametrize(("name", "metric"), [("pope", "accuracy"), ("coco35l", "CIDEr, en"), ("refcoco_seg", "mIoU")])
+def test_a_published_set_is_scored_by_its_own_metric(name: str, metric: str, tmp_path: Path, capsys: Any):
+    data = miniature(name, tmp_path / "data")
+    words = ["eval", str(data), "--transfer", name, "--json", "--device", "cpu"]
+    assert main([*words, "--split", "train"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)[f"transfer.{name}"]
+    assert found["rows"] == N
+    assert metric in found
+    assert f"{N} rows: the train split" in err
+    assert main([*words, "--task", "detect"]) == 2
+    assert "--transfer has prompts" in capsys.readouterr().err
+    assert main([*words[:3], "poppe"]) == 2
+    assert "Did you mean 'pope'" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["refcoco_seg", "widgetcap", "msvd_qa"])
 def test_a_miniature_goes_through_a_whole_run(name: str, tmp_path: Path):

@@ -1,8 +1,8 @@
 """The original's tokeniser and its training and evaluation pipelines, value for value (tolerance: none).
 
-Of `single_ops.json` only `tok` and `tolen` are ours (`Tokenizer.encode`, `fit`); the other operations there (lower,
-strfmt, strjoin, setdefault, majority, getidx, masked_concat) are string and dictionary handling of TensorFlow pipelines
-that this package has no counterpart of.
+Of `single_ops.json` `tok`, `tolen` and `lower` are ours (`Tokenizer.encode`, `fit`, `lowered`); the others (strfmt,
+strjoin, setdefault, majority, getidx, masked_concat) are string and dictionary handling of TensorFlow pipelines that
+this package has no counterpart of.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from paligemma.data.builders.base import lowered
 from paligemma.processing.prompt import Sequence, fit, lay_out
 from paligemma.processing.tokenizer import Tokenizer
 
@@ -104,6 +105,13 @@ def test_tok_operations_are_encode_and_fit(tokenizer: Tokenizer):
         if length != "None":
             row = fit(row, int(length), keep_last=eos == "sticky")
         assert row.tokens.tolist() == op["output"], op
+
+
+def test_lower_operations_are_lowered():
+    operations = [op for op in SINGLE_OPS if op["op"].startswith("lower(")]
+    assert len(operations) == 3
+    for op in operations:
+        assert lowered(op["inputs"]["text"]) == op["output"], op
 
 
 def test_tolen_operations_are_fit():

@@ -1,6 +1,7 @@
 """What every builder is: a record becomes a prompt and its answer, and comes back from them."""
 
 import hashlib
+import string
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -217,8 +218,22 @@ def example_of(
     own = {key: value for key, value in record.meta.items() if key not in SAID}
     named = {"id": record.id} if record.id else {}
     return Example(
-        record.images, prefix, suffix, where=record.where, meta={**own, **named, **meta}, unlearned=unlearned
+        record.images,
+        prefix,
+        suffix,
+        where=record.where,
+        meta={**own, **named, **meta},
+        unlearned=unlearned,
+        size_hw=record.size_hw,
     )
+
+
+def lowered(text: str) -> str:
+    """In small letters as the reference writes them: A to Z alone, so that É stays É."""
+    return text.translate(_SMALL)
+
+
+_SMALL = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 def answered_example(
@@ -226,7 +241,7 @@ def answered_example(
 ) -> Example:
     """The example; where several texts would be right, its meta holds them all, for scores: "references"."""
     if lower:
-        suffix, references = suffix.lower(), [text.lower() for text in references]
+        suffix, references = lowered(suffix), [lowered(text) for text in references]
     if len(references) > 1:
         meta["references"] = references
     return example_of(record, prefix, suffix, **meta)
@@ -331,6 +346,7 @@ class Built:
         augment: (record, rng) -> record, applied before building.
         skip_empty: a record that the builder does not apply to is replaced by the next that it applies to; otherwise
             it is an error.
+        labels: class names of the whole data set; None: those of the source, which may be one split of several.
     """
 
     def __init__(
@@ -341,15 +357,17 @@ class Built:
         seed: int = 0,
         augment: Callable[[Record, np.random.Generator], Record] | None = None,
         skip_empty: bool = False,
+        labels: tuple[str, ...] | None = None,
     ) -> None:
         check_count("seed", seed)
         self.records, self.builder, self.seed = records, builder, seed
         self.augment, self.skip_empty = augment, skip_empty
+        self._labels = labels
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Class names of the data set; () where it has none."""
-        return tuple(getattr(self.records, "labels", ()))
+        return tuple(getattr(self.records, "labels", ())) if self._labels is None else self._labels
 
     def __len__(self) -> int:
         return len(self.records)
@@ -368,7 +386,8 @@ class Built:
             DataError: it cannot be read.
         """
         rng = np.random.default_rng([self.seed, 0, index])
-        return self.builder.build(self.records[index], rng, self.labels, turn=Turn(seed=self.seed)) is not None
+        record = sound(self.records[index])
+        return self.builder.build(record, rng, self.labels, turn=Turn(seed=self.seed)) is not None
 
     def varied(self, index: int, epoch: int) -> Example:
         """The example of a row in an epoch.
@@ -382,7 +401,7 @@ class Built:
         rng = np.random.default_rng([self.seed, epoch, index])
         turn = Turn(seed=self.seed, epoch=epoch)
         for step in range(n if self.skip_empty else 1):
-            record = self.records[(index + step) % n]
+            record = sound(self.records[(index + step) % n])
             if self.augment is not None:
                 record = self.augment(record, rng)
             example = self.builder.build(record, rng, self.labels, turn=turn)
@@ -397,6 +416,19 @@ class Built:
             f"{self.records.where(index)} has nothing for '{self.builder.name}': expected {self.builder.needs}. Leave "
             "it out, or go on to the next one with skip_empty=True."
         )
+
+
+def sound(record: Record) -> Record:
+    """The record, whose masks are masks of its picture, whether a builder looks at them or not.
+
+    Raises:
+        DataError: one is not, with the name of the row.
+    """
+    for instance in record.instances:
+        if instance.mask is not None:
+            with naming(record.where):
+                instance.mask.require_sound()
+    return record
 
 
 def without_crowds(record: Record) -> list[Instance]:

@@ -132,7 +132,7 @@ class Jsonl:
         Raises:
             DataError: nothing is named, or it is not there or not allowed.
         """
-        if "video" in row:
+        if row.get("video") is not None or ("video" in row and not {"image", "images"} & row.keys()):
             from paligemma.data.sources.video import clip_of_row
 
             return clip_of_row(row, self.folder, where, allow_outside=self.allow_outside)

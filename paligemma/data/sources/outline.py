@@ -34,9 +34,9 @@ def outline(mask: BoolMask) -> tuple[Polygon, ...]:
 
 def join_outlines(polygons: tuple[Polygon, ...]) -> Polygon:
     """One polygon that goes round each in turn, always back to the first corner of the first."""
-    first, *others = (_points(polygon) for polygon in polygons)
-    if not others:
+    if len(polygons) == 1:
         return polygons[0]
+    first, *others = (_open(_points(polygon)) for polygon in polygons)
     star = [*first, first[0]]
     for points in others:
         star += [*points, points[0], first[0]]
@@ -99,6 +99,11 @@ def _walk(start: tuple[int, int], steps: defaultdict[tuple[int, int], list[tuple
 def _area(points: list[Point]) -> float:
     """Positive for a walk with its inside on the right hand, y pointing down."""
     return sum(x1 * y2 - x2 * y1 for (x1, y1), (x2, y2) in zip(points, [*points[1:], points[0]], strict=True)) / 2
+
+
+def _open(points: list[Point]) -> list[Point]:
+    """Without the last corner where it is the first again, which would read as the end of a part."""
+    return points[:-1] if len(points) > 3 and points[0] == points[-1] else points
 
 
 def _points(polygon: Polygon) -> list[Point]:

@@ -168,7 +168,7 @@ def _headers(file: BinaryIO, size: int, name: str, ending: list[str]) -> Iterato
     while offset < size:
         file.seek(offset)
         plain = None if tar.pax_headers else _plain(file.read(BLOCK))
-        if plain is not None:  # nearly all; tarfile takes five times as long
+        if plain is not None:  # nearly all; tarfile takes several times as long
             yield plain[0], offset + BLOCK, plain[1], True
             if offset + BLOCK + plain[1] > size:
                 ending.append(cut(name, plain[0], size))

@@ -36,7 +36,7 @@ N_QUESTIONS = 5  # of a picture
 # At 224 pixels a letter is two patches: reading can be taught, and finer edges.
 HI_MIXTURE = {**MIXTURE, "ocr": 0.3, "detect_text": 0.05, "segment": 0.2, "count": 0.1, "left": 0.1}
 # Texts stand in the pictures of all kinds alone.
-HI_WORLD = {"plain_share": 0.15, "many_share": 0.2, "everything_share": 0.4}
+HI_WORLD: dict[str, Any] = {"plain_share": 0.15, "many_share": 0.2, "everything_share": 0.4}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from paligemma.config import Resize
-from paligemma.data.builders.base import choice_no_replacement
+from paligemma.data.builders.base import choice_no_replacement, lowered
 from paligemma.errors import DataError, OptionError, nearest
 from paligemma.tasks.base import MaskEncoder
 
@@ -94,7 +94,7 @@ class Transfer:
         prompt: the prefix; names in braces are columns.
         answer: the column of the suffix, text or a list of texts.
         choose: which of several: "cycle" over epochs, "random", or "only" where there is one.
-        lower: answers are lower-cased.
+        lower: answers are lower-cased, A to Z alone, as the reference's operation does.
         build: makes the prefix and all true suffixes of a row where that takes more than the fields above.
         also: more columns that a row must hold; with `build`, all but the answer's.
         passes_over: what an epoch counts: "rows"; or "pictures", of whose rows every pass shows one, each in turn.
@@ -193,7 +193,7 @@ class Transfer:
             raise DataError(
                 f"{turn.where}: '{name}' is a list of {len(found)}: expected one text for {self.name}. Keep one."
             )
-        return prefix, [answer.lower() for answer in found] if self.lower else found
+        return prefix, [lowered(answer) for answer in found] if self.lower else found
 
     def filled(self, row: Row, where: str) -> str:
         """The prompt with a row's columns in it."""

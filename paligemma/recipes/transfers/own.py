@@ -25,6 +25,12 @@ def as_given(row: Row, turn: Turn) -> tuple[str, list[str]]:
     return prefix, [text(row, SUFFIX, turn.where)]
 
 
+def in_small_letters(row: Row, turn: Turn) -> tuple[str, list[str]]:
+    """As `as_given`; the notebook lower-cases by Python, letters of every alphabet."""
+    prefix, found = as_given(row, turn)
+    return prefix, [text.lower() for text in found]
+
+
 def plain(row: Row, turn: Turn) -> tuple[str, list[str]]:
     """Row: {"prefix", "suffix"}."""
     return text(row, ("prefix",), turn.where), [text(row, SUFFIX, turn.where)]
@@ -50,8 +56,8 @@ TRANSFERS = {
     ),
     # The notebook keeps what is frozen, and the image tower's arithmetic, in float16; here all of it is float32.
     "notebook": Transfer(
-        name="notebook", prompt=CAPTION, answer=SUFFIX, choose="only", build=as_given, lower=True, text_length=128,
-        resize="float_bilinear_aa", kind="sgd", warmup=0.1, clip_norm=None, trains="attention",
+        name="notebook", prompt=CAPTION, answer=SUFFIX, choose="only", build=in_small_letters, lower=True,
+        text_length=128, resize="float_bilinear_aa", kind="sgd", warmup=0.1, clip_norm=None, trains="attention",
         settings=same(Setting(epochs=1, lr=0.03, batch_size=8, steps=64), 224),
         metrics=("stored predictions",), source="big_vision configs/proj/paligemma/finetune_paligemma.ipynb",
     ),

@@ -166,7 +166,7 @@ def _frames(jsonl: Jsonl, row: Row, where: str, n_frames: int, stride: int | Non
     from paligemma.data.sources.video import tiled
 
     wanted: Mapping[str, Any] = row
-    if "video" in row:
+    if row.get("video") is not None:
         own = {"stride": stride} if row.get("fps") is None else {}
         wanted = {**row, "n_frames": n_frames, **{key: value for key, value in own.items() if row.get(key) is None}}
     with naming(where):
@@ -189,6 +189,30 @@ def transfer_of(name: str) -> Transfer:
 def rows_of(name: str, source: Jsonl | str | Path, **options: Any) -> TransferRows:
     """The examples of one JSONL file; options are those of `TransferRows`."""
     return TransferRows(source if isinstance(source, Jsonl) else Jsonl(source), transfer_of(name), **options)
+
+
+def asked_rows(
+    name: str, data: str | Path, split: str | None = None, *, valid_share: float = 0.1, allow_outside: bool = False,
+    **options: Any,
+) -> tuple[Rows, str]:  # fmt: skip
+    """Rows to ask a model, and where they come from.
+
+    Args:
+        split: None: test, valid, or what a run holds out of train.
+        options: those of `TransferRows`.
+
+    Raises:
+        OptionError: no such transfer or split. DataError: nothing there.
+    """
+    found = find_splits(data, allow_outside=allow_outside)
+    if split is not None and split not in found:
+        raise OptionError(f"{data} has no split '{split}': expected one of {', '.join(found)}.{nearest(split, found)}")
+    chosen = split or next(name for name in ("test", "valid", "train") if name in found)
+    rows = rows_of(name, found[chosen], is_training=False, **options)
+    if split is not None or chosen != "train":
+        return rows, f"the {chosen} split"
+    _, held, told = held_out(found["train"], valid_share)
+    return (Subset(rows, held.rows), f"{told}; all: split train") if len(held) else (rows, "the train split")
 
 
 def open_rows(

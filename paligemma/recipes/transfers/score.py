@@ -48,7 +48,10 @@ def score(
         return {}
     if name == "refcoco_seg":
         return _referring(predictions, rows, mask_decoder)
-    true = [_answers(transfer, row, f"row {i}") for i, row in enumerate(rows)]
+    asked = [_answers(transfer, row, f"row {i}") for i, row in enumerate(rows)]
+    true = [answers for _, answers in asked]
+    if name == "coco35l":
+        return _by_language(predictions, true, [prefix.removeprefix("caption ") for prefix, _ in asked])
     if name in CAPTIONED or (name in FILMED and name.endswith("_cap")):
         values = cider(predictions, true)
         scores = {"CIDEr": sum(values) / len(values) if values else float("nan")}
@@ -62,9 +65,19 @@ def score(
     return scores | {told: mean([text in answers for text, answers in zip(said, known, strict=True)])}
 
 
-def _answers(transfer: Transfer, row: Row, where: str) -> list[str]:
+def _answers(transfer: Transfer, row: Row, where: str) -> tuple[str, list[str]]:
+    """Prompt and true answers of a row."""
     pictures = dict.fromkeys(transfer.pictures)  # not needed to compare words
-    return transfer.answers({**pictures, **row}, Turn(is_training=False, where=where))[1]
+    return transfer.answers({**pictures, **row}, Turn(is_training=False, where=where))
+
+
+def _by_language(said: Sequence[str], true: Sequence[Sequence[str]], languages: Sequence[str]) -> dict[str, float]:
+    """CIDEr of each language, how rare a word is counted inside it, and the mean of the languages."""
+    found = {}
+    for lang in sorted(set(languages)):
+        own = [i for i, other in enumerate(languages) if other == lang]
+        found[f"CIDEr, {lang}"] = mean(cider([said[i] for i in own], [true[i] for i in own]))
+    return {"CIDEr": mean(list(found.values())), **found}
 
 
 Scorer = Callable[[Sequence[str], Sequence[Sequence[str]], Sequence[Row]], dict[str, float]]

@@ -191,3 +191,11 @@ def test_a_null_image_leaves_the_word_to_images(tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps(row))
     source = Jsonl(tmp_path / "train.jsonl")
     assert [path.name for path in source[0].images] == ["a.png", "b.png"] == list(source.pictures_of(0))
+
+
+def test_a_null_video_leaves_the_word_to_image(tmp_path):
+    """As tables of pictures and clips are written, where every row has every column."""
+    source = Jsonl(write(tmp_path, {**GOOD, "video": None}, {"video": None, "prefix": "caption en", "suffix": "x"}))
+    assert [path.name for path in source[0].images] == ["a.png"] == list(source.pictures_of(0))
+    with pytest.raises(DataError, match="the video is None"):
+        source[1]

@@ -8,6 +8,7 @@ from PIL import Image
 
 from paligemma.data.check import check
 from paligemma.data.record import Instance, Mask, Record
+from paligemma.data.rows import open_rows
 from paligemma.data.sources.voc import find_voc
 from paligemma.data.sources.voc_write import whole_pixels, write_voc
 from paligemma.errors import DataError, OptionError
@@ -320,3 +321,15 @@ def test_other_encodings_are_read_where_they_are_said_and_named_where_not(tmp_pa
         source[0]
     assert error.value.kind == "not UTF-8"
     assert source.labels == ()
+
+
+def test_prompts_of_every_split_speak_of_the_classes_of_all(tmp_path):
+    """VOC keeps no list of classes: each split knows those of its own files."""
+    folder(tmp_path, XML.format("a.jpg", OBJECT.format("cat") + OBJECT.format("dog")))
+    (tmp_path / "Annotations" / "b.xml").write_text(XML.format("b.jpg", OBJECT.format("cat")))
+    picture(tmp_path / "JPEGImages" / "b.jpg", seed=1)
+    (tmp_path / "ImageSets" / "Main" / "val.txt").write_text("b\n")
+    found = open_rows(tmp_path, task="detect", task_fields=(("ask", "all"),))
+    assert {split: rows[0].prefix for split, rows in found.items()} == {
+        "train": "detect cat ; dog", "valid": "detect cat ; dog"
+    }  # fmt: skip

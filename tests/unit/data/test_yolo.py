@@ -245,6 +245,13 @@ def test_an_outline_fills_to_exactly_its_mask(drawn):
         assert np.array_equal(Mask((height, width), polygons=(joined,)).pixels(), mask)
 
 
+def test_outlines_that_end_where_they_began_are_taken_apart_again():
+    """As many tools write them, the first corner again at the end."""
+    first, second = (0.0, 0.0, 10.0, 0.0, 5.0, 8.0), (20.0, 0.0, 30.0, 0.0, 25.0, 8.0)
+    for polygons in (((*first, 0.0, 0.0), second), (first, (*second, 20.0, 0.0))):
+        assert split_outlines(join_outlines(polygons)) == (first, second)
+
+
 def test_a_hole_stays_a_hole(tmp_path):
     mask = np.zeros(SIZE_HW, bool)
     mask[5:40, 5:40], mask[10:20, 10:20], mask[42:45, 50:60] = True, False, True

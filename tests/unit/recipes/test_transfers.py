@@ -233,7 +233,25 @@ def test_languages_are_drawn_alike_and_the_caption_is_of_the_prompts_language(tm
     assert set(counts) == {"caption de", "caption en", "caption zh"}
     assert min(counts.values()) > 70
     held_out = rows_of("coco35l", tmp_path / "train.jsonl", is_training=False)[0]
-    assert score("coco35l", [held_out.suffix], [held_out.meta]).keys() == {"CIDEr"}
+    lang = held_out.prefix.removeprefix("caption ")
+    assert score("coco35l", [held_out.suffix], [held_out.meta]).keys() == {"CIDEr", f"CIDEr, {lang}"}
+
+
+def test_captions_of_a_language_are_scored_among_themselves_and_languages_count_alike():
+    cats = [{"language": "de", "captions": ["eine rote Katze"]}, {"language": "de", "captions": ["ein blauer Hund"]}]
+    birds = [{"language": "en", "captions": [f"a bird number {i}"]} for i in range(6)]
+    said = [row["captions"][0] for row in cats] + ["nothing of it"] * 6
+    found = score("coco35l", said, [*cats, *birds])
+    alone = score("coco35l", said[:2], cats)
+    assert found["CIDEr, de"] == alone["CIDEr, de"] > 1
+    assert found["CIDEr, en"] == 0
+    assert found["CIDEr"] == pytest.approx(found["CIDEr, de"] / 2)
+
+
+def test_small_letters_are_those_of_the_reference(tmp_path: Path):
+    row = {"image": "a.png", "captions": ["CAFÉ ÖL"], "suffix": "CAFÉ ÖL"}
+    said = {name: rows_of(name, written(tmp_path, [row]))[0].suffix for name in ("textcaps", "notebook")}
+    assert said == {"textcaps": "cafÉ Öl", "notebook": "café öl"}, "the notebook lower-cases by Python"
 
 
 @pytest.mark.parametrize("name", ["coco35l", "refcoco_seg"])
