@@ -149,6 +149,58 @@ def test_templates_of_columns_are_taken_as_they_are_written(tmp_path, capsys):
     assert (row["prefix"], row["suffix"]) == ("answer en what?", "x")
 
 
+def test_check_is_as_strict_as_it_is_told(tmp_path, capsys):
+    row = {"prefix": "caption en", "suffix": "a red circle and a blue square and a green star"}
+    for i in range(4):
+        Image.fromarray(np.full((20, 30, 3), 60 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "3.png").write_bytes((tmp_path / "3.png").read_bytes()[:60])  # opening it shows that
+    rows = [json.dumps({"image": f"{i}.png", **row}) for i in range(4)]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows[:3]))
+    words = ["data", "check", str(tmp_path), "--json"]
+
+    def found(*more: str) -> tuple[int, dict[str, int], int]:
+        status = main([*words, *more])
+        tree = json.loads(capsys.readouterr().out)
+        shown = [len(one["examples"]) for one in tree["findings"]]
+        return status, {one["kind"]: one["count"] for one in tree["findings"]}, max(shown, default=0)
+
+    assert found() == (0, {}, 0)
+    long = ("--model", "tiny", "--max-text", "6")
+    assert found(*long) == (0, {"text too long": 3}, 3)
+    assert found(*long, "--strict") == (2, {"text too long": 3}, 3)
+    assert found(*long, "--examples", "1") == (0, {"text too long": 3}, 1)
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    assert found()[:2] == (2, {"broken picture": 1})
+    assert found("--no-decode")[:2] == (0, {})
+
+
+def test_a_page_shows_what_augmentation_makes_of_a_row(coco, tmp_path):
+    """Flipped in every pass or in none: the other pixels, and boxes that follow them."""
+    words = ["data", "preview", str(coco), "--task", "detect", "--model", "tiny", "--n", "3", "--split", "train"]
+    words += ["--task-field", "order=raster", "--task-field", "n_absent=0"]
+    shown = []
+    for flip in ("0", "1"):
+        out = tmp_path / f"{flip}.html"
+        assert main([*words, "--augment", f"flip={flip}", "--out", str(out)]) == 0
+        page = html.unescape(out.read_text())
+        seen = re.findall(r'base64,([^"]+)" alt="picture 1 as the model sees it', page)
+        pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data in seen]
+        places = [
+            sorted(tuple(map(int, box)) for box in re.findall(r"<loc(\d{4})>" * 4, answer))
+            for answer in re.findall(r'<p class="answer">([^\n]*)</p>', page)
+        ]
+        shown.append((pictures, places))
+    (plain, there), (flipped, moved) = shown
+    assert len(plain) == len(flipped) == 3
+    for a, b in zip(plain, flipped, strict=True):
+        assert np.abs(a[:, ::-1].astype(int) - b).max() <= 2, "mirrored before the resize, which rounds"
+    for boxes_there, boxes_moved in zip(there, moved, strict=True):
+        mirrored = sorted((y1, 1023 - x2, y2, 1023 - x1) for y1, x1, y2, x2 in boxes_there)
+        assert len(mirrored) == len(boxes_moved)
+        for expected, found in zip(mirrored, boxes_moved, strict=True):
+            assert max(abs(x - y) for x, y in zip(expected, found, strict=True)) <= 1
+
+
 def test_a_page_shows_rows_as_a_run_does(coco, tmp_path):
     """The same prompts, places and distorted pixels as the loader of that run hands to the model."""
     out = tmp_path / "page.html"

@@ -240,3 +240,16 @@ def test_what_only_a_builder_refuses_is_told(tmp_path):
     assert found.message.startswith("bare: 1 of 1 instances have no mask")
     with pytest.raises(OptionError, match="'segment' without mask_encoder"):
         check({"train": Built(records, builders_of("segment", {}))})
+
+
+def test_misspelt_labels_and_pictures_shown_twice_are_found_in_a_data_set(tmp_path):
+    rows = [row(f"{i}.png", "detect bicycle", f"{BOX} bicycle") for i in range(6)]
+    source = folder(tmp_path, [*rows, row("again.png", "detect bicylce", f"{BOX} bicylce")], pictures=6)
+    (tmp_path / "again.png").write_bytes((tmp_path / "0.png").read_bytes())
+    findings = check({"train": source})
+    assert findings.counts == {"likely typo": 1, "same picture twice": 1}
+    assert findings.n_errors == 0
+    lines = table_lines(findings)
+    assert any("'bicylce' (1 times) may mean 'bicycle' (6 times)" in line for line in lines)
+    balance = lines[next(i for i, line in enumerate(lines) if line.split()[:1] == ["label"]) + 1 :][:2]
+    assert [line.split() for line in balance] == [["bicycle", "6"], ["bicylce", "1"]]
