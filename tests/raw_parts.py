@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from paligemma.checkpoints import assemble
+from paligemma.checkpoints import assemble, write
 from paligemma.config import PaliGemmaConfig
 from tests.checkpoint_cases import hf_tensors, old_config_json, random_state, tiny_config
 
@@ -192,3 +192,34 @@ def put_together(vision, text, **choices):
     config, state = assemble(vision, text, **{"resolution": SIDE, **choices})
     with state:
         return config, dict(state), state.report
+
+
+# Every kind of file that a part comes in: (folder, configuration, native state) -> where it is.
+VISION = {
+    "SigLIP folder": siglip,
+    "SigLIP file": lambda f, c, s: siglip(f, c, s) / "model.safetensors",
+    "tower alone": lambda f, c, s: folder_of(
+        f, tower_tensors(s, "") | {"head.probe": torch.ones(2)},
+        siglip_json(c)["vision_config"],
+    ),
+    "another prefix": lambda f, c, s: folder_of(
+        f, tower_tensors(s, "model.vision_tower.vision_model."), siglip_json(c)
+    ),
+    "big_vision, a layer at a time": lambda f, c, s: npz_of(f / "v.npz", img_arrays(s, c, scanned=False)),
+    "big_vision, stacked": lambda f, c, s: npz_of(f / "v.npz", img_arrays(s, c, scanned=True)),
+    "PaliGemma folder": lambda f, c, s: write(f, c, s),
+    "PaliGemma archive": lambda f, c, s: write(f / "p.npz", c, s, "npz"),
+}  # fmt: skip
+TEXT = {
+    "Gemma folder": gemma,
+    "Gemma file": lambda f, c, s: gemma(f, c, s) / "model.safetensors",
+    "decoder alone": lambda f, c, s: folder_of(
+        f, gemma_tensors(s, 1 + c.text.post_norms, PIECES, ""), gemma_json(c, PIECES)
+    ),
+    "Flax": lambda f, c, s: npz_of(f / "t.npz", flax_arrays(s, c, PIECES)),
+    "Flax, other names": lambda f, c, s: npz_of(f / "t.npz", flax_arrays(s, c, PIECES, variant=True)),
+    "big_vision": lambda f, c, s: npz_of(f / "t.npz", llm_arrays(s, c, PIECES)),
+    "gemma_pytorch": lambda f, c, s: folder_of(
+        f, gemma_pytorch_tensors(s, 1 + c.text.post_norms, PIECES), gemma_json(c, PIECES)
+    ),
+}  # fmt: skip

@@ -7,6 +7,11 @@ from torch import nn
 from paligemma.checkpoints import assemble, save_assembly
 from paligemma.models.attention import Span
 from paligemma.models.paligemma import PaliGemmaModel
+from paligemma.processing.batch import collate
+from tests.configs import logits_of, unlike_items
+from tests.hf_peer import peer_inputs
+from tests.raw_parts import TEXT, VISION
+from tests.raw_parts import model as part_model
 
 transformers = pytest.importorskip("transformers")
 
@@ -111,6 +116,36 @@ def test_the_folder_loads_in_transformers_without_a_stray_key(tmp_path, generati
     assert (len(table), model.config.image_token_index) == (1280, N_PIECES + 1152)  # rounded up to 64 behind <image>
     assert not model.model.multi_modal_projector.linear.weight.any()
     assert model.config.vision_config.image_size == 112
+
+
+@GENERATIONS
+@pytest.mark.parametrize(
+    ("tower", "decoder"), [*((kind, "Gemma folder") for kind in VISION), *(("SigLIP folder", kind) for kind in TEXT)]
+)
+def test_parts_of_every_kind_make_a_folder_that_computes_the_same_in_transformers(tmp_path, generation, tower, decoder):
+    """A configuration that was guessed wrong from shapes would load, and compute something else."""
+    config, state = part_model(generation)
+    for name in ("v", "t"):
+        (tmp_path / name).mkdir()
+    vision, text = VISION[tower](tmp_path / "v", config, state), TEXT[decoder](tmp_path / "t", config, state)
+    made, parts = assemble(vision, text, resolution=config.vision.resolution, projector="normal")
+    with parts:
+        save_assembly(tmp_path / "out", made, parts)
+        model = PaliGemmaModel(made).eval()
+        model.load_state_dict(dict(parts))
+    peer, report = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
+        tmp_path / "out", output_loading_info=True, dtype="auto", attn_implementation="eager"
+    )
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+    batch = collate(unlike_items(made, n_suffix=4))
+    with torch.no_grad():
+        expected = peer.eval()(**peer_inputs(batch, made)).logits[..., : made.text.vocab_size]
+    got, real = logits_of(model, batch), batch.mask_input
+    scale = expected[real].abs().max().item()  # these weights are large, and rounding with them
+    torch.testing.assert_close(got[real], expected[real], atol=5e-4 * scale, rtol=0)
+    # What the raw decoder has, not what shapes alone would say.
+    heads = (config.text.n_heads, config.text.n_kv_heads, config.text.head_dim, config.vision.n_heads)
+    assert (made.text.n_heads, made.text.n_kv_heads, made.text.head_dim, made.vision.n_heads) == heads
 
 
 @pytest.mark.parametrize("kind", ["tokenizer.model", "tokenizer.json"])

@@ -23,39 +23,10 @@ from paligemma.presets import PRESETS, RAW_GEMMA_ROWS, TINY
 from paligemma.processing.tokenizer import Tokenizer
 from tests import raw_parts as raw
 from tests.checkpoint_cases import equal_states, npz_arrays, random_state, tiny_config
-from tests.raw_parts import PIECES, ROWS, SIDE, gemma, model, put_together, siglip
+from tests.raw_parts import PIECES, ROWS, SIDE, TEXT, VISION, gemma, model, put_together, siglip
 
 WORDS = Path(__file__).parents[2] / "golden" / "data" / "text_preprocessing" / "tokenizer.model"  # 512 pieces
 GENERATIONS = pytest.mark.parametrize("generation", [1, 2])
-
-VISION = {
-    "SigLIP folder": siglip,
-    "SigLIP file": lambda f, c, s: siglip(f, c, s) / "model.safetensors",
-    "tower alone": lambda f, c, s: raw.folder_of(
-        f, raw.tower_tensors(s, "") | {"head.probe": torch.ones(2)},
-        raw.siglip_json(c)["vision_config"],
-    ),
-    "another prefix": lambda f, c, s: raw.folder_of(
-        f, raw.tower_tensors(s, "model.vision_tower.vision_model."), raw.siglip_json(c)
-    ),
-    "big_vision, a layer at a time": lambda f, c, s: raw.npz_of(f / "v.npz", raw.img_arrays(s, c, scanned=False)),
-    "big_vision, stacked": lambda f, c, s: raw.npz_of(f / "v.npz", raw.img_arrays(s, c, scanned=True)),
-    "PaliGemma folder": lambda f, c, s: write(f, c, s),
-    "PaliGemma archive": lambda f, c, s: write(f / "p.npz", c, s, "npz"),
-}  # fmt: skip
-TEXT = {
-    "Gemma folder": gemma,
-    "Gemma file": lambda f, c, s: gemma(f, c, s) / "model.safetensors",
-    "decoder alone": lambda f, c, s: raw.folder_of(
-        f, raw.gemma_tensors(s, 1 + c.text.post_norms, PIECES, ""), raw.gemma_json(c, PIECES)
-    ),
-    "Flax": lambda f, c, s: raw.npz_of(f / "t.npz", raw.flax_arrays(s, c, PIECES)),
-    "Flax, other names": lambda f, c, s: raw.npz_of(f / "t.npz", raw.flax_arrays(s, c, PIECES, variant=True)),
-    "big_vision": lambda f, c, s: raw.npz_of(f / "t.npz", raw.llm_arrays(s, c, PIECES)),
-    "gemma_pytorch": lambda f, c, s: raw.folder_of(
-        f, raw.gemma_pytorch_tensors(s, 1 + c.text.post_norms, PIECES), raw.gemma_json(c, PIECES)
-    ),
-}  # fmt: skip
 
 
 @GENERATIONS
