@@ -62,6 +62,7 @@ TINY = PaliGemmaConfig(
     name="tiny",
 )  # fmt: skip
 TINY_HI = dataclasses.replace(TINY, vision=dataclasses.replace(TINY.vision, resolution=224), name="tiny-hi")
+EMBEDDED = ("tiny", "tiny-hi")  # whose weights are inside the package
 # A million parameters with the tokenizer of `tiny`: what the studies teach again and again. No weights are published.
 STUDY = PaliGemmaConfig(
     vision=VisionConfig(width=96, depth=4, mlp_dim=384, n_heads=4, resolution=84, patch_size=14),
@@ -96,6 +97,7 @@ MODEL_PRESETS: dict[str, PaliGemmaConfig] = {
     **_family("paligemma2-10b", gemma2_9b()),
     **_family("paligemma2-28b", gemma2_27b()),
     "tiny": TINY,
+    "tiny-hi": TINY_HI,
 }
 
 PRESETS: dict[str, PaliGemmaConfig | VisionConfig | TextConfig] = {**MODEL_PRESETS, **VISION_PRESETS, **TEXT_PRESETS}

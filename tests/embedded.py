@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-TINY = Path(str(files("paligemma") / "assets" / "tiny"))
+ASSETS = Path(str(files("paligemma") / "assets"))
+TINY = ASSETS / "tiny"
 GOOD_AP50 = 0.8  # the aim of the issue that brought tiny
 
 
-def scores() -> dict[str, Any]:
-    """The held-out scores of the shipped weights, by world."""
-    values: dict[str, Any] = json.loads((TINY / "scores.json").read_text())
+def scores(name: str = "tiny") -> dict[str, Any]:
+    """The held-out scores of shipped weights, by world."""
+    values: dict[str, Any] = json.loads((ASSETS / name / "scores.json").read_text())
     return values
 
 

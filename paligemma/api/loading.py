@@ -26,11 +26,11 @@ from paligemma.models.lora import DECODER, check_name
 from paligemma.models.mask_vae import MaskVae
 from paligemma.models.nf4 import bitsandbytes, pack_linear
 from paligemma.models.paligemma import PaliGemmaModel
+from paligemma.presets import EMBEDDED
 from paligemma.processing.image import MAX_PIXELS
 from paligemma.processing.processor import Processor
 from paligemma.processing.tokenizer import Tokenizer
 
-EMBEDDED = ("tiny",)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZE = {"nf4": DECODER}  # kind -> whose weights: attention and MLP of the decoder
 TOKENIZERS = ("tokenizer.model", "tokenizer.json", "paligemma_tokenizer.model", "gemma_tokenizer.model")
@@ -62,7 +62,7 @@ def load(
     """Load a model with its tokenizer and mask decoder.
 
     Args:
-        name: "tiny" (embedded), a hub id such as "google/paligemma2-3b-mix-224", its short form
+        name: "tiny" or "tiny-hi" (embedded), a hub id such as "google/paligemma2-3b-mix-224", its short form
             "paligemma2-3b-mix-224", a local folder, or an `.npz` file.
         device: "auto" (the first CUDA device, else the CPU), "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto" (bfloat16 on CUDA, float32 elsewhere), "float32", "bfloat16", "float16".
@@ -177,7 +177,7 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 def find(name: str | Path, revision: str | None = None) -> Path:
     """The local folder or file behind a name; a hub repository is fetched into the cache first.
 
-    "tiny" is always the embedded model; a folder of that name is "./tiny".
+    "tiny" and "tiny-hi" are always the embedded models; a folder of that name is "./tiny".
 
     Raises:
         HubError: a repository that cannot be had, or a name that is neither a path nor a model.
@@ -186,7 +186,7 @@ def find(name: str | Path, revision: str | None = None) -> Path:
     if str(name) not in EMBEDDED:
         return resolve(name, revision)
     if revision is not None:
-        raise OptionError(f"revision={revision!r} for the embedded model: only hub ids have one. Leave it out.")
+        raise OptionError(f"revision={revision!r} for an embedded model: only hub ids have one. Leave it out.")
     path = Path(str(files("paligemma") / "assets" / str(name)))
     if not path.is_dir():
         raise CheckpointError(f"the embedded model '{name}' is missing: expected {path}. Install the package again.")

@@ -14,7 +14,7 @@ from paligemma.checkpoints.files import Spec
 from paligemma.checkpoints.rules import NATIVE, POST_NORMS, Rule
 from paligemma.config import PaliGemmaConfig, ProcessingConfig, TextConfig, TokenConfig, VisionConfig
 from paligemma.errors import CheckpointError, ConfigError
-from paligemma.presets import MODEL_PRESETS, N_TOKENS, RAW_GEMMA_ROWS
+from paligemma.presets import EMBEDDED, MODEL_PRESETS, N_TOKENS, RAW_GEMMA_ROWS
 
 PREFIX = "params/"
 CONFIG_KEY = "extra/paligemma_config"  # ours: choices that shapes cannot tell, as UTF-8 JSON; ignored by big_vision
@@ -193,7 +193,7 @@ def preset_name(config: PaliGemmaConfig) -> str:
     """The preset of the same sizes, or the empty string."""
     for name, preset in MODEL_PRESETS.items():
         text = replace(config.text, vocab_size=preset.text.vocab_size, sliding_window=preset.text.sliding_window)
-        if name != "tiny" and (preset.vision, preset.text) == (config.vision, text):
+        if name not in EMBEDDED and (preset.vision, preset.text) == (config.vision, text):
             return name
     return ""
 

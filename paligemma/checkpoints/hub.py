@@ -6,6 +6,7 @@ from pathlib import Path
 from paligemma.checkpoints.identify import split_subkey
 from paligemma.checkpoints.npz_io import pieces_of
 from paligemma.errors import CheckpointError, HubError, OptionError, nearest
+from paligemma.presets import EMBEDDED
 
 _SHORT = re.compile(r"paligemma2?-\d+b-[\w.-]+")
 # Weights that can be read without running code, configuration and tokenizer; never a pickle.
@@ -67,7 +68,7 @@ def _repository(name: str) -> str:
     if name.count("/") != 1:
         raise HubError(
             f"{name!r} is no local path and no model name: expected a folder, an .npz file, a hub id such as "
-            f"google/paligemma2-3b-mix-448, or a short name.{nearest(name, (*PUBLIC_NAMES, 'tiny'))}"
+            f"google/paligemma2-3b-mix-448, or a short name.{nearest(name, (*PUBLIC_NAMES, *EMBEDDED))}"
         )
     return name
 

@@ -20,11 +20,12 @@ from typing import Any
 
 from paligemma.cli.args import add_output_options
 from paligemma.cli.run import table
+from paligemma.presets import EMBEDDED
 
 # What stands behind each extra, where importing goes by another name than installing.
 _IMPORT_NAMES = {"scikit-learn": "sklearn", "fonttools": "fontTools", "pillow": "PIL", "pytest-xdist": "xdist"}
 _LICENCES = (
-    ("this package, `tiny` and its picture", "Apache-2.0"),
+    ("this package, its embedded models and their picture", "Apache-2.0"),
     ("google/paligemma*, google/paligemma2*", "Gemma Terms of Use, https://ai.google.dev/gemma/terms"),
     ("bundled fonts", "free licences, beside them in paligemma/assets"),
 )
@@ -118,12 +119,15 @@ def _extras() -> dict[str, Any]:
 def _weights() -> dict[str, Any]:
     from huggingface_hub import constants
 
-    tiny = Path(str(files("paligemma") / "assets" / "tiny"))
     cache = Path(constants.HF_HUB_CACHE)
     models = sorted(p.name.removeprefix("models--").replace("--", "/") for p in cache.glob("models--*paligemma*"))
-    size = sum(f.stat().st_size for f in tiny.glob("*")) if tiny.is_dir() else 0
+    assets = Path(str(files("paligemma") / "assets"))
+    sizes = {name: sum(f.stat().st_size for f in (assets / name).glob("*")) for name in EMBEDDED}
     return {
-        "tiny": f"embedded, {size / 1e6:.1f} MB" if size else "not in this installation",
+        **{
+            name: f"embedded, {size / 1e6:.1f} MB" if size else "not in this installation"
+            for name, size in sizes.items()
+        },
         "hub cache": f"{cache}{'' if cache.is_dir() else ' (not there yet)'}",
         "in the cache": ", ".join(models) or "no PaliGemma yet",
         "offline": _yes(constants.HF_HUB_OFFLINE) + " (HF_HUB_OFFLINE)",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from paligemma.evals.folder import FolderReport
+from paligemma.presets import EMBEDDED
 from paligemma.train.hooks import read_log
 
 CARD = """---
@@ -88,7 +89,7 @@ def _loaded_from(folder: Path, base: str) -> str:
 
 def _base_line(model: str) -> str:
     """The hub's metadata of where a model comes from; only hub ids can stand there."""
-    if Path(model).exists() or model == "tiny":
+    if Path(model).exists() or model in EMBEDDED:
         return ""
     return f"base_model: {model if '/' in model else f'google/{model}'}\n"
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from paligemma.cli.main import main
-from paligemma.presets import MODEL_PRESETS
+from paligemma.presets import EMBEDDED, MODEL_PRESETS
 
 WORDS = ["plan", "transfer", "--model", "paligemma2-3b-pt-224"]
 
@@ -108,7 +108,7 @@ def test_the_largest_batch_fits_and_one_more_does_not(capsys):
 
 def test_every_published_size_can_be_planned_by_its_hub_name(capsys):
     for name, config in MODEL_PRESETS.items():
-        if name == "tiny":
+        if name in EMBEDDED:
             continue
         size, resolution = name.rsplit("-", 1)
         assert (
@@ -138,3 +138,13 @@ def test_mistakes_are_answered_in_one_line(words, message, capsys):
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_recipe_is_shown_only_if_its_task_exists(capsys):
+    words = ["train", "transfer", "--model", "tiny", "--show", "--task"]
+    assert main([*words, "detect"]) == 0
+    capsys.readouterr()
+    assert main([*words, "detct"]) == 2
+    assert "Did you mean 'detect'" in capsys.readouterr().err
+    assert main([*words, "detect", "--task-field", "n_absnt=1"]) == 2
+    assert "n_absent" in capsys.readouterr().err

@@ -85,8 +85,10 @@ def test_the_table_of_decoders_agrees_with_the_presets(column: int, preset: str)
     assert cells["norms per block"] == ("4" if text.post_norms else "2")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/tiny.md"])
-def test_the_scores_of_tiny_are_those_beside_its_weights(page: str):
-    card = (ROOT / "paligemma" / "assets" / "tiny" / "README.md").read_text()
+@pytest.mark.parametrize(
+    ("page", "name"), [("README.md", "tiny"), ("docs/tiny.md", "tiny"), ("docs/tiny.md", "tiny-hi")]
+)
+def test_the_scores_of_the_embedded_models_are_those_beside_their_weights(page: str, name: str):
+    card = (ROOT / "paligemma" / "assets" / name / "README.md").read_text()
     (table,) = re.findall(r"```\n(held-out.*?)```", card, flags=re.DOTALL)
     assert table in (ROOT / page).read_text()

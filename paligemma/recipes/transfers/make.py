@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from paligemma.api.loading import EMBEDDED
 from paligemma.data.loader import LoaderOptions
 from paligemma.errors import OptionError
+from paligemma.presets import EMBEDDED
 from paligemma.recipes.start import ADAPTER_LR, ADAPTERS, config_of
 from paligemma.recipes.transfer import TransferRecipe
 from paligemma.recipes.transfers.base import Setting, Transfer
