@@ -5,7 +5,7 @@ paligemma eval tiny --limit 100 --json
 paligemma eval tiny --model my-folder/ --out scores.json
 paligemma eval tiny --unseen --model tiny --beside runs/tiny/tiny --beside runs/old
 paligemma eval digits/ --model runs/digits/model --split test --predictions answers.jsonl
-paligemma eval pope.jsonl --transfer pope --split train --model runs/vqav2/model
+paligemma eval pope.jsonl --transfer pope --model runs/vqav2/model
 paligemma eval animals-coco/ --task detect --model runs/animals/model
 
 The suite `tiny`: two fixed held-out sets of 1,000 pictures of coloured shapes and words, plain and full; with --unseen
@@ -75,11 +75,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.out and not Path(args.out).parent.is_dir():
         raise OptionError(f"--out {args.out}: the folder {Path(args.out).parent} does not exist. Make it first.")
-    if args.transfer and (not is_folder or args.task or args.task_field or args.column or args.option):
-        raise OptionError(
-            "--transfer has prompts and columns of its own: expected a folder of JSONL, without --task, --task-field, "
-            "--column and --option."
-        )
+    if args.transfer:
+        _require_transfer(args, is_folder)
     if is_folder and (args.unseen or args.beside):
         raise OptionError("--unseen and --beside belong to the suite tiny: expected neither with a folder.")
     reports = [_of_folder(args)] if is_folder else _of_suite(args)
@@ -97,6 +94,21 @@ def run(args: argparse.Namespace) -> int:
         Path(args.out).write_text(json.dumps(scores, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         note(f"saved {args.out}")
     return 2 if is_folder and report.broken else 0
+
+
+def _require_transfer(args: argparse.Namespace, is_folder: bool) -> None:
+    """Before a model is loaded: the transfer exists, and nothing else is asked for. Pictures are resized as it does."""
+    from paligemma.recipes.transfers import transfer_of
+
+    transfer = transfer_of(args.transfer)
+    own = args.task or args.task_field or args.column or args.option or args.format not in ("auto", "jsonl")
+    if not is_folder or own:
+        raise OptionError(
+            "--transfer has prompts and columns of its own: expected JSONL, without --task, --task-field, --column, "
+            "--option and --format."
+        )
+    if transfer.asked_resize is not None and not any(word.startswith("resize=") for word in args.choices):
+        args.choices = [*args.choices, f"resize={transfer.asked_resize}"]
 
 
 Report = tuple[str, dict[str, str], Any]  # where the model came from, what it is, its scores
@@ -134,20 +146,17 @@ def _of_folder(args: argparse.Namespace) -> Report:
 def _as_transferred(args: argparse.Namespace, pg: Any, encoder: Any, how: dict[str, Any]) -> Any:
     """The report of rows as a published transfer asks and scores them, its metrics under its name."""
     from paligemma.evals.folder import evaluate_folder
-    from paligemma.recipes.transfers import asked_rows, score, transfer_of
+    from paligemma.recipes.transfers import asked_rows, score_report, transfer_of
 
-    transfer, resolution = transfer_of(args.transfer), pg.config.vision.resolution
-    reading = {"allow_outside": args.allow_outside, "mask_encoder": encoder, "resolution": resolution}
+    reading = {"allow_outside": args.allow_outside, "mask_encoder": encoder, "resolution": pg.config.vision.resolution}
     rows, told = asked_rows(args.transfer, args.suite, args.split, **reading)
-    note(f"{len(rows):,} rows: {told}")
-    report = evaluate_folder(pg, rows, n_beams=transfer.beams, max_new_tokens=transfer.text_length, **how)
-    decoder = None if pg.mask_vae is None else pg.mask_vae.decode_array
-    answers = [prediction.answer for prediction in report.predictions]
-    published, name = score(args.transfer, answers, report.metas, mask_decoder=decoder), f"transfer.{args.transfer}"
+    note(f"{len(rows):,} rows: {told}; pictures by {pg.config.processing.resize}")
+    report = evaluate_folder(pg, rows, **transfer_of(args.transfer).decoding, **how)
+    published, name = score_report(args.transfer, report, pg), f"transfer.{args.transfer}"
     if not published:
         note(f"{name} has no metric of its own: its reference stores the answers (--predictions FILE)")
         return report
-    scores, n_rows = {**report.scores, name: published}, {**report.n_rows, name: len(answers)}
+    scores, n_rows = {**report.scores, name: published}, {**report.n_rows, name: len(report.predictions)}
     return dataclasses.replace(report, scores=scores, n_rows=n_rows)
 
 

@@ -218,7 +218,7 @@ def augment_example(
         found, window = _placed(place, plan, pictures, rng, options)
         if found is not None:
             moved = spell(example, written, found, window.size_hw, mask_encoder)
-    return dataclasses.replace(moved, images=_changed(pictures, window, plan))
+    return dataclasses.replace(moved, images=_changed(pictures, window, plan), size_hw=None)
 
 
 class Augmented:

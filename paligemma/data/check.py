@@ -23,6 +23,7 @@ from paligemma.data.mixing import Chain
 from paligemma.data.mixture import Mixture
 from paligemma.data.record import Record, same_shape
 from paligemma.data.sources.columns import require_text
+from paligemma.data.sources.folder import turned_by
 from paligemma.data.subset import problems_of
 from paligemma.errors import DataError, OptionError, PaliGemmaError
 from paligemma.processing.image import load_image
@@ -119,7 +120,7 @@ class _Look:
             if row.size_hw is not None and size is not None:
                 (h, w), (height, width) = row.size_hw, size
                 if not same_shape((h, w), (height, width)):
-                    turned = ", turned by EXIF" if (h, w) == (width, height) else ""
+                    turned = turned_by(row.images[0])
                     told = f"{row.where}: annotated as {w}×{h}, the picture is {width}×{height}{turned}"
                     self.note("another shape", told)
                 elif self._is_turned(row):

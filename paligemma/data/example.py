@@ -21,8 +21,8 @@ class Example:
         meta: what else the row holds; "references" are all right answers, where there are several.
         unlearned: (first, one past the last) characters of the suffix whose tokens count in no loss, such as the
             places of noise boxes.
-        size_hw: of the first picture, as its annotations say; None where nothing does. A picture of another shape is
-            refused when it is opened: its boxes would be those of something else.
+        size_hw: of the first picture, as those say who gave its places; None where nothing does. With swapped sides the
+            picture is refused: it was turned, and its places would be those of something else.
     """
 
     images: tuple[Any, ...]

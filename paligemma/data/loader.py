@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from paligemma.data.example import Example, naming
 from paligemma.data.mixture import fetch
 from paligemma.data.order import Draw, Line
-from paligemma.data.record import same_shape
+from paligemma.data.sources.folder import require_upright
 from paligemma.errors import DataError, OptionError, PaliGemmaError, nearest
 from paligemma.processing.batch import Batch, Item, collate, pack
 from paligemma.processing.processor import Processor
@@ -290,6 +290,8 @@ class _Pictures:
         images = text.example.images
         if not images:
             return None
+        if text.example.size_hw is not None and self.processor.config.processing.exif_orientation:
+            require_upright(images[0], text.example.size_hw, text.example.where)
         key: tuple[Any, ...] = (
             tuple(str(image) if isinstance(image, str | os.PathLike) else id(image) for image in images)
             if self.distort is None
@@ -298,28 +300,14 @@ class _Pictures:
         if key not in self.seen:
             pictures: list[Any] = list(images)
             with naming(text.example.where):
-                if text.example.size_hw is not None:
-                    pictures[0] = self._as_annotated(images[0], text.example.size_hw)
                 if self.distort is not None:
                     rng = np.random.default_rng([self.seed, text.place])
                     side = self.processor.config.vision.resolution
-                    pictures = [self.distort(self.processor.load_image(image), side, rng) for image in pictures]
+                    pictures = [self.distort(self.processor.load_image(image), side, rng) for image in images]
                 space = self.block[self.n : self.n + len(images)]
                 self.seen[key] = self.processor.pixels(pictures, out=space)
             self.n += len(images)
         return self.seen[key]
-
-    def _as_annotated(self, image: Any, size_hw: tuple[int, int]) -> Any:
-        picture = self.processor.load_image(image)
-        height, width = picture.shape[:2]
-        if not same_shape(size_hw, (height, width)):
-            turned = ", turned by EXIF" if tuple(size_hw) == (width, height) else ""
-            raise DataError(
-                f"annotated as {size_hw[1]}×{size_hw[0]}, the picture is {width}×{height}{turned}: expected the same "
-                "shape. Annotate it again, or leave it out.",
-                kind="another shape",
-            )
-        return picture
 
 
 def read_text(example: Example, processor: Processor, max_text: int | None, place: int = 0) -> _Text:

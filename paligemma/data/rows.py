@@ -85,7 +85,10 @@ def open_rows(
             found = {"train": train, "held": held}
     # A class of one split alone is a class of all: prompts of every split speak of the same ones.
     annotated = [source for source in found.values() if is_annotated(source)]
-    labels = None if len(annotated) < 2 else tuple(dict.fromkeys(name for one in annotated for name in one.labels))
+    labels = None
+    if task is not None and len(annotated) > 1:
+        builders_of(task, dict(task_fields))  # what is wrong with it is said before every file is read for its labels
+        labels = tuple(dict.fromkeys(name for one in annotated for name in one.labels))
     return {
         split: _prompted(source, split == "train", str(data), labels=labels, **asked) for split, source in found.items()
     }

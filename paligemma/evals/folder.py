@@ -18,7 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from paligemma.config import PaliGemmaConfig
 from paligemma.data.example import Example
+from paligemma.data.sources.folder import require_upright
 from paligemma.errors import DataError, OptionError, PaliGemmaError
 from paligemma.metrics.caption import bleu, cider, rouge_l
 from paligemma.metrics.detection import average_precision
@@ -44,6 +46,9 @@ class Model(Protocol):
     """What is asked of a model here; `paligemma.load` gives one."""
 
     mask_vae: Any
+
+    @property
+    def config(self) -> PaliGemmaConfig: ...
 
     def encode_image(self, image: Any) -> Any: ...
 
@@ -195,8 +200,12 @@ def evaluate_folder(
 
 
 def _encoded(model: Model, example: Example) -> Any:
+    if not example.images:
+        return None
+    if example.size_hw is not None and model.config.processing.exif_orientation:
+        require_upright(example.images[0], example.size_hw, example.where)
     try:
-        return model.encode_image(list(example.images)) if example.images else None
+        return model.encode_image(list(example.images))
     except PaliGemmaError as error:
         raise DataError(f"{example.where}: {error}") from None
 

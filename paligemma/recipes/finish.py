@@ -110,8 +110,7 @@ def answers_of(pg: PaliGemma, rows: Rows, recipe: "TransferRecipe", progress: bo
     pg.model.eval()
     how: dict[str, Any] = {}
     if recipe.form is not None:  # decoded as published
-        transfer = transfers().transfer_of(recipe.form)
-        how = {"n_beams": transfer.beams, "max_new_tokens": transfer.text_length}
+        how = transfers().transfer_of(recipe.form).decoding
     with torch.compiler.set_stance("force_eager" if recipe.fit.compile else "default"):  # blocks of a cache, one by one
         report = evaluate_folder(
             pg, rows, **how, limit=min(recipe.eval_rows, len(rows)), progress=progress,
@@ -125,9 +124,7 @@ def transfer_scores(recipe: "TransferRecipe", pg: PaliGemma, report: FolderRepor
     """Scores by the metrics of a published transfer, all true answers of a row counted; {} for any other recipe."""
     if recipe.form is None:
         return {}
-    decoder = None if pg.mask_vae is None else pg.mask_vae.decode_array
-    answers = [prediction.answer for prediction in report.predictions]
-    found: dict[str, float] = transfers().score(recipe.form, answers, report.metas, mask_decoder=decoder)
+    found: dict[str, float] = transfers().score_report(recipe.form, report, pg)
     return found
 
 

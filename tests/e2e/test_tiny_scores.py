@@ -9,7 +9,7 @@ from paligemma.evals.tiny import evaluate
 from paligemma.presets import EMBEDDED
 from tests.embedded import scores
 
-PICTURES = {"tiny": 60, "tiny-hi": 30}  # of each set
+PICTURES = {"tiny": 60, "tiny-hi": 60}  # of each set
 
 
 @pytest.fixture(scope="module", params=EMBEDDED)

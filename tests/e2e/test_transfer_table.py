@@ -120,14 +120,18 @@ def test_what_is_only_scored_has_a_loss(tmp_path: Path):
 
 @pytest.mark.parametrize(("name", "metric"), [("pope", "accuracy"), ("coco35l", "CIDEr, en"), ("refcoco_seg", "mIoU")])
 def test_a_published_set_is_scored_by_its_own_metric(name: str, metric: str, tmp_path: Path, capsys: Any):
-    data = miniature(name, tmp_path / "data")
+    data = miniature(name, tmp_path / "data", "train", "valid")
     words = ["eval", str(data), "--transfer", name, "--json", "--device", "cpu"]
-    assert main([*words, "--split", "train"]) == 0
-    out, err = capsys.readouterr()
-    found = json.loads(out)[f"transfer.{name}"]
-    assert found["rows"] == N
-    assert metric in found
-    assert f"{N} rows: the train split" in err
+    resize = TRANSFERS[name].asked_resize
+    for more, n, told in (([], N, "valid"), (["--split", "train"], N, "train"), (["--limit", "2"], 2, "valid")):
+        assert main([*words, *more]) == 0
+        out, err = capsys.readouterr()
+        found = json.loads(out)[f"transfer.{name}"]
+        assert found["rows"] == n
+        assert metric in found
+        assert f"{N} rows: the {told} split; pictures by {resize}" in err
+    assert main([*words, "--split", "tests"]) == 2
+    assert "has no split 'tests'" in capsys.readouterr().err
     assert main([*words, "--task", "detect"]) == 2
     assert "--transfer has prompts" in capsys.readouterr().err
     assert main([*words[:3], "poppe"]) == 2

@@ -186,8 +186,8 @@ def naming(where: str) -> Iterator[None]:
     try:
         yield
     except (TaskError, DataError) as error:
-        message = str(error)
-        raise DataError(message if message.startswith(f"{where}: ") else f"{where}: {message}") from None
+        message, kind = str(error), getattr(error, "kind", "unreadable row")
+        raise DataError(message if message.startswith(f"{where}: ") else f"{where}: {message}", kind=kind) from None
 
 
 def check_choice(field: str, value: str, allowed: Any) -> None:
@@ -224,7 +224,7 @@ def example_of(
         where=record.where,
         meta={**own, **named, **meta},
         unlearned=unlearned,
-        size_hw=record.size_hw,
+        size_hw=record.size_hw if "<loc" in prefix + suffix else None,  # of other texts it does not matter
     )
 
 

@@ -382,7 +382,8 @@ def _needed_box(note: Mapping[str, Any], where: str) -> BoxXyxyPx:
 
 
 def _mask(said: Any, size_hw: tuple[int, int], where: str) -> Mask | None:
-    return None if said is None or said == [] else mask_as_said(said, size_hw, where)
+    # Some exporters of boxes write one polygon without corners.
+    return None if said is None or said in ([], [[]]) else mask_as_said(said, size_hw, where)
 
 
 def mask_as_said(said: Any, size_hw: tuple[int, int], where: str) -> Mask:

@@ -18,11 +18,11 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from paligemma.data.record import Record
+from paligemma.data.record import Record, same_shape
 from paligemma.data.sources.columns import encoded, kind_of
 from paligemma.data.sources.jsonl import SPLITS
 from paligemma.errors import DataError, ImageError, OptionError, nearest
-from paligemma.processing.picture_file import open_picture, orientation, read_file
+from paligemma.processing.picture_file import is_turned, open_picture, orientation, read_file
 
 SUFFIXES = frozenset(
     f".{kind}" for kind in ("avif", "bmp", "gif", "jpeg", "jpg", "jp2", "mpo", "png", "ppm", "tif", "tiff", "webp")
@@ -69,6 +69,29 @@ def picture_size(image: Any, where: str = "the picture") -> tuple[int, int]:
         return _size(read_file(path), str(path), is_whole=True)
     except ImageError as error:
         raise DataError(f"{where}: {error}") from None
+
+
+def require_upright(image: Any, size_hw: tuple[int, int], where: str) -> None:
+    """Whether boxes of an annotated size lie on a picture as it is opened.
+
+    A copy of other sides will do, even a stretched one, since places are fractions of them; swapped sides will not.
+
+    Raises:
+        DataError: the sides are swapped, mostly by EXIF; with the name of the row.
+    """
+    height, width = picture_size(image, where)
+    if same_shape(size_hw, (height, width)) or not same_shape(size_hw, (width, height)):
+        return
+    raise DataError(
+        f"{where}: annotated as {size_hw[1]}×{size_hw[0]}, the picture is {width}×{height}{turned_by(image)}: expected "
+        "sides that are not swapped. Annotate it as it is seen, or leave it out.",
+        kind="another shape",
+    )
+
+
+def turned_by(image: Any) -> str:
+    """What messages say of a picture that opening turns."""
+    return ", turned by EXIF" if is_turned(image) else ""
 
 
 def size_of(record: Record) -> tuple[int, int]:

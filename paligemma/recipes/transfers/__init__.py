@@ -17,10 +17,10 @@ from paligemma.recipes.transfers.base import Setting, Transfer, Turn
 from paligemma.recipes.transfers.make import recipe
 from paligemma.recipes.transfers.own import LR_SWEEP, SEARCH
 from paligemma.recipes.transfers.rows import TransferRows, asked_rows, open_rows, rows_of, transfer_of
-from paligemma.recipes.transfers.score import score
+from paligemma.recipes.transfers.score import score, score_report
 from paligemma.recipes.transfers.table import TRANSFERS, table
 
 __all__ = [
     "LR_SWEEP", "SEARCH", "TRANSFERS", "Setting", "Transfer", "TransferRows", "Turn", "asked_rows", "open_rows",
-    "recipe", "rows_of", "score", "table", "transfer_of",
+    "recipe", "rows_of", "score", "score_report", "table", "transfer_of",
 ]  # fmt: skip

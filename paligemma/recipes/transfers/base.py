@@ -168,6 +168,11 @@ class Transfer:
         for names in (self.pictures, *self.columns):
             column(row, names, where, self.name)
 
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """Options of `evaluate_folder`: beams, longest answer in tokens."""
+        return {"n_beams": self.beams, "max_new_tokens": self.text_length}
+
     def form(self, row: Row, turn: Turn) -> tuple[str, str]:
         """Prompt and answer of a row.
 

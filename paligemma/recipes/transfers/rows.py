@@ -198,7 +198,7 @@ def asked_rows(
     """Rows to ask a model, and where they come from.
 
     Args:
-        split: None: test, valid, or what a run holds out of train.
+        split: None: test, valid, or what a run holds out of train; all of a lone train split that is never trained.
         options: those of `TransferRows`.
 
     Raises:
@@ -209,7 +209,7 @@ def asked_rows(
         raise OptionError(f"{data} has no split '{split}': expected one of {', '.join(found)}.{nearest(split, found)}")
     chosen = split or next(name for name in ("test", "valid", "train") if name in found)
     rows = rows_of(name, found[chosen], is_training=False, **options)
-    if split is not None or chosen != "train":
+    if split is not None or chosen != "train" or not rows.transfer.settings:
         return rows, f"the {chosen} split"
     _, held, told = held_out(found["train"], valid_share)
     return (Subset(rows, held.rows), f"{told}; all: split train") if len(held) else (rows, "the train split")

@@ -4,9 +4,12 @@ Kinds of questions are told apart where the rows say them: `answer_type` (VQA v2
 metric needs it), `issimple` (TallyQA).
 """
 
+import math
 from collections.abc import Callable, Sequence
 
+from paligemma.api import PaliGemma
 from paligemma.errors import OptionError, ShapeError
+from paligemma.evals.folder import FolderReport
 from paligemma.metrics.answers import anls, as_digits, letter_of, relaxed_match, soft_accuracy, vqa_accuracy
 from paligemma.metrics.caption import bleu, cider
 from paligemma.metrics.segmentation import referring_scores
@@ -65,6 +68,12 @@ def score(
     return scores | {told: mean([text in answers for text, answers in zip(said, known, strict=True)])}
 
 
+def score_report(name: str, report: FolderReport, pg: PaliGemma) -> dict[str, float]:
+    """`score` of the answers in a report, masks read by the model's own decoder."""
+    decoder = None if pg.mask_vae is None else pg.mask_vae.decode_array
+    return score(name, [one.answer for one in report.predictions], report.metas, mask_decoder=decoder)
+
+
 def _answers(transfer: Transfer, row: Row, where: str) -> tuple[str, list[str]]:
     """Prompt and true answers of a row."""
     pictures = dict.fromkeys(transfer.pictures)  # not needed to compare words
@@ -72,12 +81,15 @@ def _answers(transfer: Transfer, row: Row, where: str) -> tuple[str, list[str]]:
 
 
 def _by_language(said: Sequence[str], true: Sequence[Sequence[str]], languages: Sequence[str]) -> dict[str, float]:
-    """CIDEr of each language, how rare a word is counted inside it, and the mean of the languages."""
+    """CIDEr of each language, how rare a word is counted inside it, and the mean of the languages.
+
+    One row alone says nothing of how rare its words are: nan, and in no mean.
+    """
     found = {}
     for lang in sorted(set(languages)):
         own = [i for i, other in enumerate(languages) if other == lang]
-        found[f"CIDEr, {lang}"] = mean(cider([said[i] for i in own], [true[i] for i in own]))
-    return {"CIDEr": mean(list(found.values())), **found}
+        found[f"CIDEr, {lang}"] = mean(cider([said[i] for i in own], [true[i] for i in own]) if len(own) > 1 else [])
+    return {"CIDEr": mean([value for value in found.values() if not math.isnan(value)]), **found}
 
 
 Scorer = Callable[[Sequence[str], Sequence[Sequence[str]], Sequence[Row]], dict[str, float]]

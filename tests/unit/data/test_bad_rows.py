@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
+from paligemma.cli.main import main
 from paligemma.data.check import check
 from paligemma.data.loader import Loader, LoaderOptions
 from paligemma.data.rows import open_rows
@@ -79,7 +81,7 @@ SPOILED: dict[str, tuple[str, Callable[[Path], Path], str | None]] = {  # kind: 
     "zero-size picture": ("empty.png", zero_size, None),
     "no frames": ("frames", empty_clip, None),
     "no video": ("a.mp4", clip_without_frames, None),
-    "turned-over box": ("turned over|no area|area", lambda f: coco(f, bbox=[20, 4, -10, 20]), "detect"),
+    "turned-over box": ("has no area", lambda f: coco(f, bbox=[20, 4, -10, 20]), "detect"),
     "box outside": ("outside", lambda f: coco(f, bbox=[W + 4, 4, 10, 20]), "detect"),
     "RLE of the wrong size": (r"size \[6, 6\]", lambda f: coco(f, segmentation={**RLE, "size": [6, 6]}), "detect"),
     "RLE that does not add up": ("run-length", lambda f: coco(f, segmentation=RLE), "detect"),
@@ -106,13 +108,41 @@ def test_check_finds_it_and_training_stops_at_it_or_passes_it_over(name: str, tm
     assert sum(batch.tokens.shape[0] for batch in passed.parts) == 1, "the good row is learned"
 
 
-def test_annotations_of_a_smaller_copy_fit(tmp_path: Path):
-    rows = open_rows(coco(tmp_path, size_hw=(H * 2, W * 2)), task="detect")["train"]
-    found = Loader(rows, processor(), LoaderOptions(batch_size=2, shuffle=False)).step(0)
-    assert found.broken == ()
+@pytest.mark.parametrize("size_hw", [(2 * H, 2 * W), (3 * H, 4 * W)], ids=["smaller", "stretched"])
+def test_annotations_of_a_copy_of_other_sides_fit(size_hw: tuple[int, int], tmp_path: Path):
+    """Places are fractions of the sides."""
+    rows = open_rows(coco(tmp_path, size_hw=size_hw), task="detect")["train"]
+    assert Loader(rows, processor(), LoaderOptions(batch_size=2, shuffle=False)).step(0).broken == ()
 
 
-def test_check_sees_held_out_pictures_that_a_task_has_nothing_to_ask_about(tmp_path: Path):
+def test_a_turned_picture_may_be_counted_in(tmp_path: Path):
+    """Only places are wrong in it."""
+    rows = open_rows(turned_by_exif(tmp_path), task="count")["train"]
+    assert Loader(rows, processor(), LoaderOptions(batch_size=2, shuffle=False)).step(0).broken == ()
+
+
+def test_a_turned_picture_is_found_whatever_was_read_before_it(tmp_path: Path):
+    """Pictures of a step are read once; the same one beside other words does not hide it."""
+    data = turned_by_exif(tmp_path)
+    (data / "words").mkdir()
+    (data / "train" / "rows.jsonl").write_text(json.dumps({**ASKED, "image": "b.png", "suffix": "x"}))
+    sources = {
+        "words": {"data": "train/rows.jsonl"},
+        "boxes": {"data": "train/_annotations.coco.json", "task": "detect"},
+    }
+    (data / "mixture.yaml").write_text(yaml.safe_dump({"sources": sources}))
+    rows = open_rows(data / "mixture.yaml", shuffle=False)["train"]
+    passed = Loader(rows, processor(), LoaderOptions(batch_size=6, shuffle=False, skip_broken=True)).step(0)
+    assert passed.broken
+    assert all("turned by EXIF" in told for told in passed.broken)
+
+
+def test_boxes_with_an_outline_of_nothing_are_boxes(tmp_path: Path):
+    rows = open_rows(coco(tmp_path, segmentation=[[]]), task="detect")["train"]
+    assert Loader(rows, processor(), LoaderOptions(batch_size=2, shuffle=False)).step(0).broken == ()
+
+
+def test_check_sees_held_out_pictures_that_a_task_has_nothing_to_ask_about(tmp_path: Path, capsys: Any):
     data = coco(tmp_path)
     tree = json.loads((data / "train" / "_annotations.coco.json").read_text())
     picture(data / "valid" / "a.png", seed=7)
@@ -121,5 +151,6 @@ def test_check_sees_held_out_pictures_that_a_task_has_nothing_to_ask_about(tmp_p
     (data / "valid" / "_annotations.coco.json").write_text(json.dumps({**tree, "annotations": tree["annotations"][:1]}))
     rows = open_rows(data, task="detect")
     assert len(rows["valid"]) == 1
-    findings = check(open_rows(data, task="detect", keep_all=True))
-    assert findings.counts == {"broken picture": 1}
+    assert main(["data", "check", str(data), "--task", "detect", "--json"]) == 2
+    (found,) = json.loads(capsys.readouterr().out)["findings"]
+    assert (found["kind"], found["count"]) == ("broken picture", 1)

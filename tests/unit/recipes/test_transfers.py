@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,18 @@ from paligemma.processing.image import load_image, to_pixels
 from paligemma.processing.resize import resize
 from paligemma.recipes.start import settled
 from paligemma.recipes.transfer import TransferRecipe
-from paligemma.recipes.transfers import LR_SWEEP, SEARCH, TRANSFERS, Turn, open_rows, recipe, rows_of, score, table
+from paligemma.recipes.transfers import (
+    LR_SWEEP,
+    SEARCH,
+    TRANSFERS,
+    Turn,
+    asked_rows,
+    open_rows,
+    recipe,
+    rows_of,
+    score,
+    table,
+)
 from paligemma.recipes.transfers.boxes import outlined
 from paligemma.recipes.tree import from_tree, to_tree
 from paligemma.results import pack_counts
@@ -234,7 +246,9 @@ def test_languages_are_drawn_alike_and_the_caption_is_of_the_prompts_language(tm
     assert min(counts.values()) > 70
     held_out = rows_of("coco35l", tmp_path / "train.jsonl", is_training=False)[0]
     lang = held_out.prefix.removeprefix("caption ")
-    assert score("coco35l", [held_out.suffix], [held_out.meta]).keys() == {"CIDEr", f"CIDEr, {lang}"}
+    found = score("coco35l", [held_out.suffix], [held_out.meta])
+    assert found.keys() == {"CIDEr", f"CIDEr, {lang}"}
+    assert all(math.isnan(value) for value in found.values()), "of one row nobody knows how rare its words are"
 
 
 def test_captions_of_a_language_are_scored_among_themselves_and_languages_count_alike():
@@ -246,6 +260,19 @@ def test_captions_of_a_language_are_scored_among_themselves_and_languages_count_
     assert found["CIDEr, de"] == alone["CIDEr, de"] > 1
     assert found["CIDEr, en"] == 0
     assert found["CIDEr"] == pytest.approx(found["CIDEr, de"] / 2)
+
+
+@pytest.mark.parametrize(("name", "n"), [("vqav2", 2), ("pope", 20)])
+def test_a_lone_file_is_asked_as_a_run_holds_out_or_whole_where_nothing_is_learned(name: str, n: int, tmp_path: Path):
+    rows = [{"image": f"{i}.png", "question": "?", "answer": "yes", "id": i} for i in range(20)]
+    path = written(tmp_path, rows)
+    for i in range(20):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{i}.png")
+    found, _ = asked_rows(name, path.parent)
+    assert len(found) == n
+    assert len(asked_rows(name, path.parent, "train")[0]) == 20
+    with pytest.raises(OptionError, match="has no split 'test'"):
+        asked_rows(name, path.parent, "test")
 
 
 def test_small_letters_are_those_of_the_reference(tmp_path: Path):
