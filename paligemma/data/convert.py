@@ -26,7 +26,7 @@ from paligemma.data.sources.folder import SEVERAL, picture_size
 from paligemma.data.sources.identity import content_of
 from paligemma.data.sources.jsonl_write import write_jsonl
 from paligemma.data.sources.open import READERS, open_data, sniff
-from paligemma.data.sources.packed import write_parquet_split, write_tar_split
+from paligemma.data.sources.packed import write_parquet_split, write_saved_split, write_tar_split
 from paligemma.data.sources.voc_write import write_voc
 from paligemma.data.sources.yolo_write import write_yolo
 from paligemma.data.subset import problems_of
@@ -58,6 +58,7 @@ WRITERS: dict[str, Writer] = {
     "jsonl": Writer("examples", write_jsonl),
     "parquet": Writer("examples", write_parquet_split),
     "wds": Writer("examples", write_tar_split),
+    "hf": Writer("examples", write_saved_split),
     "coco": Writer("records", write_coco),
     "coco_official": Writer("records", partial(write_coco, layout="official")),
     "yolo": Writer("records", write_yolo),

@@ -23,7 +23,7 @@ from paligemma.recipes.start import config_of, open_base
 from paligemma.recipes.transfer import as_learned, loader_of, rows_of
 from paligemma.recipes.tree import changed
 
-FORMATS = ("jsonl", "coco", "coco_official", "yolo", "voc", "parquet", "wds")
+FORMATS = ("jsonl", "coco", "coco_official", "yolo", "voc", "parquet", "wds", "hf")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_annotations_come_back_through_every_other_format(between, coco, tmp_pat
     assert boxes(tmp_path / "back") == boxes(coco)
 
 
-@pytest.mark.parametrize("packed", ["jsonl", "parquet", "wds"])
+@pytest.mark.parametrize("packed", ["jsonl", "parquet", "wds", "hf"])
 def test_prompts_come_back_through_files_tables_and_tars(packed, coco, tmp_path):
     words = [
         "data",

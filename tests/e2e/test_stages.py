@@ -20,13 +20,21 @@ from paligemma.recipes.tree import changed
 from paligemma.train.hooks import JsonLog, read_log
 from tests.tiny_folder import CONFIG, write_folder
 
-FORMATS = {"coco": "detect", "yolo": "detect", "voc": "detect", "parquet": None, "wds": None, "jsonl": None}  # -> task
+FORMATS = {
+    "coco": "detect",
+    "yolo": "detect",
+    "voc": "detect",
+    "parquet": None,
+    "wds": None,
+    "hf": None,
+    "jsonl": None,
+}  # -> task
 SIDE = 2 * CONFIG.vision.resolution
 
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The picture world in six formats, as one mixture."""
+    """The picture world in seven formats, as one mixture."""
     folder = tmp_path_factory.mktemp("mixture")
     sources: dict[str, Any] = {}
     for seed, (kind, task) in enumerate(FORMATS.items()):
@@ -44,7 +52,7 @@ def stage0(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def carried_out(stage: str, mixture: Path, model: Path, out: Path, **changes: Any) -> TransferResult:
     made = recipe(stage, data=str(mixture), model=str(model), out=str(out), resolution=SIDE)
-    given = {"steps": 6, "device": "cpu", "loader.batch_size": 6, "eval_every": None, "samples": 0, "lr": 1e-2}
+    given = {"steps": 6, "device": "cpu", "loader.batch_size": 7, "eval_every": None, "samples": 0, "lr": 1e-2}
     return run(changed(made, {**given, **changes}), progress=False, say=lambda _text: None)
 
 

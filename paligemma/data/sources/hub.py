@@ -288,7 +288,7 @@ def _is_on_hub(name: str) -> bool:
 
 def _loaded(dataset: Any, split: str | None, options: Mapping[str, Any], *, streaming: bool) -> tuple[str, Any]:
     """How messages call a data set, and the one split of it."""
-    package = _datasets()
+    package = datasets_package()
     name = str(dataset) if isinstance(dataset, str | Path) else "the dataset"
     if isinstance(dataset, str | Path):
         with _told(name):
@@ -327,7 +327,7 @@ def _chosen(splits: Mapping[str, Any], split: str | None, name: str) -> Any:
 
 def _undecoded(dataset: Any) -> tuple[Any, dict[str, Any]]:
     """The data set with its pictures left as files, and what knows the names of its class labels."""
-    package = _datasets()
+    package = datasets_package()
     features = dict(dataset.features or {})
     for name, feature in features.items():
         plain = _plain(feature, package)
@@ -359,7 +359,7 @@ def _roots(dataset: Any, options: Mapping[str, Any]) -> tuple[Path, ...]:
     """Folders whose pictures may be named absolutely: the user's own, and where `datasets` puts what it fetched."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    roots = [_datasets().config.HF_DATASETS_CACHE, HF_HUB_CACHE]
+    roots = [datasets_package().config.HF_DATASETS_CACHE, HF_HUB_CACHE]
     if isinstance(dataset, str | Path) and Path(dataset).is_dir():
         roots.append(dataset)
     if options.get("data_dir"):
@@ -384,8 +384,8 @@ def _told(where: str) -> Iterator[None]:
         ) from None
 
 
-def _datasets() -> Any:
-    """The package.
+def datasets_package(what: str = "reading Hugging Face data sets") -> Any:
+    """The package `datasets`; what is done with it, for the message.
 
     Raises:
         MissingExtra: not installed.
@@ -393,5 +393,5 @@ def _datasets() -> Any:
     try:
         import datasets
     except ImportError:
-        raise MissingExtra("datasets", "data", "reading Hugging Face data sets") from None
+        raise MissingExtra("datasets", "data", what) from None
     return datasets

@@ -1,5 +1,7 @@
 """Parquet, tars and Hugging Face datasets as data sets of a folder: read by split, written by split."""
 
+import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -9,7 +11,7 @@ from paligemma.data.example import Example
 from paligemma.data.sources.coco_write import is_json
 from paligemma.data.sources.columns import Columns
 from paligemma.data.sources.folder import refuse_existing
-from paligemma.data.sources.hub import NO_SPLIT, open_hub
+from paligemma.data.sources.hub import NO_SPLIT, datasets_package, open_hub
 from paligemma.data.sources.jsonl import SPLITS
 from paligemma.data.sources.parquet import Parquet, files_inside, find_parquet, split_of, write_parquet
 from paligemma.data.sources.tars import Tars, find_tars, write_tars
@@ -119,6 +121,36 @@ def write_tar_split(
     for stale in set(before) - set(written):  # of a longer split that was replaced
         stale.unlink()
     return written[0]
+
+
+def write_saved_split(
+    examples: Iterable[Example],
+    folder: str | Path,
+    *,
+    split: str = "train",
+    overwrite: bool = False,
+    left_out: Counter[str] | None = None,
+) -> Path:
+    """A split of a folder as `DatasetDict.save_to_disk` writes it, beside those that are there.
+
+    Raises:
+        MissingExtra: without datasets.
+    """
+    package, target = datasets_package("writing Hugging Face data sets"), Path(folder) / split
+    refuse_existing(split, target, overwrite=overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".saving-") as scratch:
+        table, saved = Path(scratch) / "rows.parquet", Path(scratch) / "saved"
+        write_parquet(_told(examples, left_out), table)
+        # Without a cache of its own, an equal name would bring back the rows of another table.
+        package.Dataset.from_parquet(str(table), cache_dir=str(Path(scratch) / "cache")).save_to_disk(str(saved))
+        if target.exists():
+            target.rename(Path(scratch) / "before")
+        saved.rename(target)
+        listed = Path(scratch) / "dataset_dict.json"
+        listed.write_text(json.dumps({"splits": [name for name in SPLITS if is_saved(target.parent / name)]}))
+        listed.replace(target.parent / listed.name)
+    return target
 
 
 def _told(examples: Iterable[Example], left_out: Counter[str] | None) -> Iterator[Example]:

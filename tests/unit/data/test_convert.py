@@ -212,7 +212,7 @@ class Listed(list):
     labels = ("cat",)
 
 
-@pytest.mark.parametrize("to", ["jsonl", "parquet", "wds", "coco", "yolo", "voc"])
+@pytest.mark.parametrize("to", ["jsonl", "parquet", "hf", "wds", "coco", "yolo", "voc"])
 def test_half_a_character_costs_its_row_alone(tmp_path, to):
     said = [Example((picture(tmp_path / f"{i}.png", seed=i),), "detect x", f"{CAT[:36]} {label}", where=f"row {i}")
             for i, label in enumerate(["cat", "cut \ud83d"])]  # fmt: skip
@@ -232,7 +232,7 @@ def test_pixels_that_several_rows_show_are_written_once(tmp_path):
     assert [row.images[0].name for row in all_of(source)] == ["7.png", "7.png", "7-1.png"]
 
 
-@pytest.mark.parametrize("to", ["wds", "voc", "jsonl", "parquet"])
+@pytest.mark.parametrize("to", ["wds", "voc", "jsonl", "parquet", "hf"])
 def test_a_split_that_breaks_off_leaves_what_was_there(tmp_path, to):
     def rows(n: int, broken: bool) -> list[Example]:
         found = [

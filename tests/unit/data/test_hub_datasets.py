@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from paligemma.data.example import Example
 from paligemma.data.order import Line
 from paligemma.data.sources.columns import Columns
 from paligemma.data.sources.hub import HubDataset, StreamSource, _is_on_hub, open_hub
-from paligemma.data.sources.packed import open_datasets
+from paligemma.data.sources.packed import open_datasets, write_saved_split
 from paligemma.errors import DataError, OptionError
 from paligemma.processing.image import load_image
 
@@ -273,3 +274,20 @@ def test_a_stream_goes_on_after_an_error_that_passes():
     with pytest.raises(DataError, match="reset by peer"):
         source[3]
     assert numbers(source, [4, 7]) == [4, 7]
+
+
+def test_what_is_written_is_what_datasets_saves(tmp_path):
+    """By split, pictures as its Image, and a split that is replaced is not the old one out of a cache."""
+    rows = [Example((np.full((4, 6, 3), i, np.uint8),), "caption en", f"number {i}") for i in range(3)]
+    write_saved_split(rows, tmp_path, split="train")
+    write_saved_split(rows[:1], tmp_path, split="valid")
+    found = datasets.load_from_disk(str(tmp_path))
+    assert {name: len(split) for name, split in found.items()} == {"train": 3, "valid": 1}
+    assert isinstance(found["train"].features["image"], datasets.Image)
+    assert np.array_equal(np.asarray(found["train"][2]["image"]), rows[2].images[0])
+    with pytest.raises(OptionError, match="is there already"):
+        write_saved_split(rows, tmp_path, split="train")
+    write_saved_split(rows[1:], tmp_path, split="train", overwrite=True)
+    again = open_datasets(tmp_path)["train"]
+    assert [again[i].suffix for i in range(len(again))] == ["number 1", "number 2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset_dict.json", "train", "valid"]
