@@ -20,7 +20,9 @@ from paligemma.recipes.tree import changed
 from paligemma.train.hooks import JsonLog, read_log
 from tests.tiny_folder import CONFIG, write_folder
 
-FORMATS = {
+FORMATS = {  # -> task
+    "coco": "detect", "yolo": "detect", "voc": "detect", "parquet": None, "wds": None, "hf": None, "jsonl": None
+}  # fmt: skip
     "coco": "detect",
     "yolo": "detect",
     "voc": "detect",
