@@ -23,14 +23,6 @@ from tests.tiny_folder import CONFIG, write_folder
 FORMATS = {  # -> task
     "coco": "detect", "yolo": "detect", "voc": "detect", "parquet": None, "wds": None, "hf": None, "jsonl": None
 }  # fmt: skip
-    "coco": "detect",
-    "yolo": "detect",
-    "voc": "detect",
-    "parquet": None,
-    "wds": None,
-    "hf": None,
-    "jsonl": None,
-}  # -> task
 SIDE = 2 * CONFIG.vision.resolution
 
 
