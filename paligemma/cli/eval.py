@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out and not Path(args.out).parent.is_dir():
         raise OptionError(f"--out {args.out}: the folder {Path(args.out).parent} does not exist. Make it first.")
     if args.transfer:
-        _require_transfer(args, is_folder)
+        _as_published(args, is_folder)
     if is_folder and (args.unseen or args.beside):
         raise OptionError("--unseen and --beside belong to the suite tiny: expected neither with a folder.")
     reports = [_of_folder(args)] if is_folder else _of_suite(args)
@@ -96,8 +96,8 @@ def run(args: argparse.Namespace) -> int:
     return 2 if is_folder and report.broken else 0
 
 
-def _require_transfer(args: argparse.Namespace, is_folder: bool) -> None:
-    """Before a model is loaded: the transfer exists, and nothing else is asked for. Pictures are resized as it does."""
+def _as_published(args: argparse.Namespace, is_folder: bool) -> None:
+    """Before a model is loaded: the transfer exists, nothing else is asked for, and pictures are resized as it does."""
     from paligemma.recipes.transfers import transfer_of
 
     transfer = transfer_of(args.transfer)

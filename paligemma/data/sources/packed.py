@@ -137,7 +137,8 @@ def write_saved_split(
         MissingExtra: without datasets.
     """
     package, target = datasets_package("writing Hugging Face data sets"), Path(folder) / split
-    refuse_existing(split, target, overwrite=overwrite)
+    # A folder of that name that was not written so holds something else, pictures perhaps: it is never replaced.
+    refuse_existing(split, target, overwrite=overwrite and is_saved(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".saving-") as scratch:
         table, saved = Path(scratch) / "rows.parquet", Path(scratch) / "saved"

@@ -291,3 +291,8 @@ def test_what_is_written_is_what_datasets_saves(tmp_path):
     again = open_datasets(tmp_path)["train"]
     assert [again[i].suffix for i in range(len(again))] == ["number 1", "number 2"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset_dict.json", "train", "valid"]
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "mine.png").write_bytes(b"a picture of another format")
+    with pytest.raises(OptionError, match="is there already"):
+        write_saved_split(rows, tmp_path, split="test", overwrite=True)
+    assert (tmp_path / "test" / "mine.png").exists(), "a folder that was not written so is not replaced"
