@@ -8,8 +8,8 @@
 
 Two tasks that stage 1 never asks, each learned by all weights in the simple way (Adam, cosine, 5 % warm-up):
 
-    largest   answer en which shape is the largest?        -> circle
-    colours   answer en how many red things?               -> 0, 1, 2, 3
+    largest   answer en what colour is the largest shape?   -> red
+    colours   answer en how many red things?                -> 0, 1, 2, 3
 
 `repeatability` reads what the other two left and runs the transfers that differ in the order of the examples alone.
 """

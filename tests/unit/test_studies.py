@@ -218,7 +218,7 @@ def test_tasks_of_transfers_are_answered_by_the_scene(scripts: Any) -> None:
             n_asked += 1
             assert (kind, prefix) == ("largest", scripts.pictures.PROMPTS["largest"])
             areas = {i: drawn.masks[i].sum() for i in scene.shapes}
-            assert suffix == scene.things[max(areas, key=areas.__getitem__)].shape
+            assert suffix == scene.things[max(areas, key=areas.__getitem__)].colour
         ((_, prefix, suffix),) = scripts.pictures._colours(scene, drawn, rng, 0)
         colour = prefix.split()[4]
         assert int(suffix) == sum(thing.colour == colour for thing in scene.things)
