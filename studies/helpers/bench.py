@@ -33,7 +33,7 @@ from paligemma.presets import STUDY
 TASKS = tuple(PROMPTS)
 N_EXAMPLES = (16, 64, 256, 1024)
 LENGTHS = {"no stage 1": 0.0, "10 times shorter": 0.1, "whole stage 1": 1.0}  # share of the steps
-BATCH, LR = 32, 1e-3
+BATCH, LR = 32, 3e-4
 POOL = 4  # times the most examples: seeds draw others, of the most as well
 
 
