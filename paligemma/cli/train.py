@@ -142,7 +142,7 @@ def named(name: str, data: str, model: str | None, changes: dict[str, Any]) -> "
         OptionError: no such recipe, or a stage without a model to start from.
     """
     from paligemma.recipes.transfer import TransferRecipe
-    from paligemma.recipes.tree import from_tree_field
+    from paligemma.recipes.tree import changed, from_tree_field
 
     if name == "transfer":
         return TransferRecipe(data=data)
@@ -171,6 +171,9 @@ def named(name: str, data: str, model: str | None, changes: dict[str, Any]) -> "
     own = {f.name for f in dataclasses.fields(stages.Stage)} - {f.name for f in dataclasses.fields(TransferRecipe)}
     for field in own & set(changes):
         given[field] = from_tree_field(stages.Stage, field, changes.pop(field))
+    # The slight crop of `robust` is a part of `augmentation`, made with the stage.
+    of_robust = {path: changes.pop(path) for path in list(changes) if path.split(".")[0] == "robust"}
+    given["robust"] = changed(stages.STAGES[name], of_robust).robust
     return stages.recipe(name, data=data, model=model, config=config_of(model), **given)
 
 

@@ -82,14 +82,15 @@ class LoaderOptions:
     def __post_init__(self) -> None:
         for name in ("batch_size", "multiple_of"):
             if getattr(self, name) < 1:
-                raise OptionError(f"data.{name}={getattr(self, name)}: expected at least 1.")
-        if self.part_size is not None and self.part_size < 1:
-            raise OptionError(f"data.part_size={self.part_size}: expected at least 1, or None.")
+                raise OptionError(f"loader.{name}={getattr(self, name)}: expected at least 1.")
+        for name in ("part_size", "max_text"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise OptionError(f"loader.{name}={value}: expected at least 1, or None.")
         if self.workers < 0:
-            raise OptionError(f"data.workers={self.workers}: expected 0 or more.")
+            raise OptionError(f"loader.workers={self.workers}: expected 0 or more.")
         if self.arrange not in get_args(Arrange):
             hint = nearest(str(self.arrange), get_args(Arrange))
-            raise OptionError(f"data.arrange={self.arrange!r}: expected bucket or pack.{hint}")
+            raise OptionError(f"loader.arrange={self.arrange!r}: expected bucket or pack.{hint}")
 
 
 @dataclass(frozen=True)
@@ -132,12 +133,12 @@ class Loader:
     def __post_init__(self) -> None:
         if self.options.shuffle and getattr(self.source, "is_sequential", False):
             raise OptionError(
-                "data.shuffle=True for a stream: expected False, its rows can only be had in their order. Shuffle in "
+                "loader.shuffle=True for a stream: expected False, its rows can only be had in their order. Shuffle in "
                 "the stream itself (shuffle_buffer=…), or read it without streaming."
             )
         if self.options.batch_size < self.world_size:
             raise OptionError(
-                f"data.batch_size={self.options.batch_size}: expected at least one example for each of "
+                f"loader.batch_size={self.options.batch_size}: expected at least one example for each of "
                 f"{self.world_size} processes."
             )
 

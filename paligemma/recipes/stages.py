@@ -28,6 +28,8 @@ from paligemma.recipes.transfer import TransferRecipe
 from paligemma.train.optim import OptimOptions
 from paligemma.train.schedule import Duration, Schedule
 
+SCHEDULES = ("rsqrt", "cosine")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -40,9 +42,10 @@ class Stage:
         text_length: text tokens that the model sees of an example; short_text_length: at 224 pixels, where it differs.
         batch_size: examples per update.
         lr: learning rate by size; a size that is not listed takes that of "3b".
-        timescale: updates over which the reciprocal square root falls to 0.7.
+        schedule: "rsqrt", one curve over all stages, or "cosine", one that ends with the stage, after 5 % of warm-up.
+        timescale: examples over which the reciprocal square root falls to 0.7.
         warmup: examples over which everything ramps up; image_ramp: over which the image tower does.
-        warmup_before, image_ramp_before: of the first stage; its curves count from there.
+        warmup_before, image_ramp_before: of the first stage; its curves count from there, so `seen_before` is no less.
         attn_logits_softcap, final_logits_softcap: of generation 2; None is off. Generation 1 has neither.
         reweight: (task, factor) pairs: sources of a mixture that are drawn so much more often than in stage 1.
         robust: the distortions of pictures, their slight crop included; None for none.
@@ -57,7 +60,7 @@ class Stage:
     batch_size: int = 8192
     lr: dict[str, float] = dataclasses.field(default_factory=dict)
     schedule: str = "rsqrt"
-    timescale: float = 10_000.0
+    timescale: int = 10_000 * 8192
     warmup: int = 0
     image_ramp: int = 0
     warmup_before: int = 0
@@ -67,11 +70,30 @@ class Stage:
     reweight: tuple[tuple[str, float], ...] = ()
     robust: RobustOptions | None = dataclasses.field(default_factory=RobustOptions)
 
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            hint = nearest(self.schedule, SCHEDULES)
+            raise OptionError(f"schedule={self.schedule!r}: expected one of {', '.join(SCHEDULES)}.{hint}")
+        for name in ("warmup_before", "image_ramp_before"):
+            ramp = getattr(self, name)
+            if self.seen_before and ramp > self.seen_before:
+                raise OptionError(
+                    f"seen_before={self.seen_before} and {name}={ramp}: expected a ramp that is over by then. Give the "
+                    f"{name.removesuffix('_before')} of the first stage, such as {name}={self.seen_before // 10}."
+                )
+        for name in ("resolution", "text_length", "batch_size", "timescale"):
+            if (value := getattr(self, name)) < 1:
+                raise OptionError(f"{name}={value}: expected 1 or more.")
+        for name in ("attn_logits_softcap", "final_logits_softcap"):
+            if (cap := getattr(self, name)) is not None and cap <= 0:
+                raise OptionError(f"{name}={cap}: expected more than 0, or none for no cap.")
+
 
 # PG1 section 3.2: 2e-5; PG2 section 3: half of that for 3B, a quarter for 10B and 28B.
 PRETRAIN_LR = {"paligemma-3b": 2e-5, "3b": 1e-5, "10b": 5e-6, "28b": 5e-6}
 # The batch, the time scale and the two ramps are not published: 8,192 examples, big_vision's default of 10,000
-# updates, ten million examples for all and a hundred million for the image tower ("slow linear warm-up") are ours.
+# updates (of so many examples), ten million examples for all and a hundred million for the image tower ("slow linear
+# warm-up") are ours.
 # Stage 2 draws reading, detection and segmentation far more often (PG1 section 3.2.3); the factor is ours.
 UP_WEIGHTED = tuple((task, 3.0) for task in ("ocr", "ocr_boxes", "detect", "detect_noise", "segment", "referring"))
 STAGES: dict[str, Stage] = {
@@ -163,10 +185,11 @@ def recipe(
 def _schedule(stage: Stage, ramp: int, before: int) -> Schedule:
     if stage.schedule != "rsqrt":
         return Schedule(kind="cosine", warmup=Duration(percent=0.05))
-    # The stages before less their warm-up, from whose end the curve counts; in examples, whatever a batch holds.
+    # All in examples, so that another batch in a later stage changes nothing in the curve. The shift is the stages
+    # before less their warm-up, from whose end the curve counts.
     shift = Duration(examples=stage.seen_before - before) if stage.seen_before else 0.0
     warmup = Duration(examples=ramp) if ramp else Duration()
-    return Schedule(kind="rsqrt", timescale=stage.timescale, shift=shift, warmup=warmup)
+    return Schedule(kind="rsqrt", timescale=Duration(examples=stage.timescale), shift=shift, warmup=warmup)
 
 
 def _image_schedule(stage: Stage) -> tuple[tuple[str, Schedule | None], ...]:

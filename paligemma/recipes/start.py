@@ -187,7 +187,7 @@ def settled(
     steps = steps_of(recipe, n_examples)
     assert steps is not None, "the rows are counted"
     is_adapter = method in ADAPTERS
-    lr = recipe.lr or learning_rate(method, config)
+    lr = learning_rate(method, config) if recipe.lr is None else recipe.lr
     schedules = recipe.optim.schedules
     if method == "frozen" and ("image", None) not in schedules:
         schedules = (("image", None), *schedules)  # the first rule that matches a weight holds

@@ -148,6 +148,15 @@ class TransferRecipe:
     def __post_init__(self) -> None:
         if self.epochs <= 0 or (self.steps is not None and self.steps < 1):
             raise OptionError(f"epochs={self.epochs}, steps={self.steps}: expected more than nothing to learn from.")
+        for name in ("examples", "resolution"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise OptionError(f"{name}={value}: expected 1 or more.")
+        if self.lr is not None and self.lr <= 0:
+            raise OptionError(
+                f"lr={self.lr}: expected more than 0. To keep a part as it is: optim.schedules=[[image, none]]."
+            )
+        if wrong := [f"{name} has {factor}" for name, factor in self.reweight if factor <= 0]:
+            raise OptionError(f"reweight: {wrong[0]}: expected a number above 0.")
         if not 0 <= self.valid_share < 1:
             raise OptionError(f"valid_share={self.valid_share}: expected at least 0 and less than 1.")
         if self.loc_step < 1:

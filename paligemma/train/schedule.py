@@ -85,7 +85,7 @@ class Schedule:
         end: of a linear schedule.
         power: of a linear schedule; 2 falls fast at first.
         stairs: (step, factor) pairs in order; each factor holds from its step on, 1 before the first.
-        timescale: of "rsqrt", in steps.
+        timescale: of "rsqrt": steps, or a duration.
         shift: of "rsqrt", what counts as passed already when warm-up ends: steps, or a duration.
     """
 
@@ -95,14 +95,14 @@ class Schedule:
     end: float = 0.0
     power: float = 1.0
     stairs: tuple[tuple[int, float], ...] = ()
-    timescale: float = 10_000.0
+    timescale: Duration | float = 10_000.0
     shift: Duration | float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             kinds = get_args(Kind)
             raise OptionError(f"schedule {self.kind!r}: expected one of {', '.join(kinds)}.{nearest(self.kind, kinds)}")
-        if self.timescale <= 0:
+        if self.timescale in (Duration(), 0.0) or (not isinstance(self.timescale, Duration) and self.timescale < 0):
             raise OptionError(f"timescale={self.timescale}: expected more than 0 steps.")
 
     def factor(
@@ -117,21 +117,24 @@ class Schedule:
         sizes = {"batch_size": batch_size, "n_examples": n_examples}
         warmup = self.warmup.in_steps(total_steps, **sizes)
         cooldown = self.cooldown.in_steps(total_steps, **sizes)
-        shift = self.shift.in_steps(total_steps, **sizes) if isinstance(self.shift, Duration) else self.shift
-        factor = self._course(step, warmup, total_steps, shift)
+        shift, timescale = (
+            value.in_steps(total_steps, **sizes) if isinstance(value, Duration) else value
+            for value in (self.shift, self.timescale)
+        )
+        factor = self._course(step, warmup, total_steps, shift, timescale)
         if warmup:
             factor *= min(1.0, step / warmup)
         if cooldown:
             factor *= min(1.0, (total_steps - step) / cooldown)
         return max(0.0, factor)
 
-    def _course(self, step: int, warmup: int, total_steps: int, shift: float) -> float:
+    def _course(self, step: int, warmup: int, total_steps: int, shift: float, timescale: float) -> float:
         if self.kind == "constant":
             return 1.0
         if self.kind == "stair":
             return next((factor for start, factor in reversed(self.stairs) if step >= start), 1.0)
         if self.kind == "rsqrt":
-            return 1 / math.sqrt(1 + (max(step - warmup, 0) + shift) / self.timescale)
+            return 1 / math.sqrt(1 + (max(step - warmup, 0) + shift) / timescale)
         progress = min(1.0, max(0.0, (step - warmup) / max(1, total_steps - warmup)))
         if self.kind == "cosine":
             return 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,9 +1,12 @@
 """Stages are recipes whose numbers are those of the reports, and whose learning rate is one curve."""
 
+import argparse
+
 import pytest
 import torch
 import yaml
 
+from paligemma.cli.train import add_arguments, recipe_of
 from paligemma.data.convert import write_split
 from paligemma.data.world.records import WorldRecords
 from paligemma.errors import OptionError
@@ -87,6 +90,48 @@ def test_the_curve_goes_on_whatever_a_batch_holds(batch_size):
     for image in (False, True):
         end = factor(first, round(first.examples / batch_size), image)
         assert factor(second, 0, image) == pytest.approx(end, rel=1e-4)
+
+
+def test_the_curve_goes_on_where_the_next_stage_has_another_batch_or_the_first_was_shorter():
+    short = {"examples": 10**8, "image_ramp": 10**7}
+    first, second = of("stage1", **short), of("stage2_448", seen_before=10**8, image_ramp_before=10**7, batch_size=2048)
+    for image in (False, True):
+        end = factor(first, round(first.examples / first.loader.batch_size), image)
+        assert end < 0.7
+        assert factor(second, 0, image) == pytest.approx(end, rel=1e-3)
+
+
+def test_a_stage_that_cannot_be_is_refused_with_the_way_out():
+    with pytest.raises(OptionError, match=r"seen_before=50000000 and image_ramp_before=100000000.*image_ramp_before=5"):
+        of("stage2_448", seen_before=50_000_000)
+    for field, value in {
+        "schedule": "linear", "resolution": 0, "text_length": -5, "timescale": 0, "attn_logits_softcap": -3.0,
+        "examples": 0, "reweight": (("ocr", -5.0),),
+    }.items():  # fmt: skip
+        with pytest.raises(OptionError, match=field):
+            of("stage2_448", **{field: value})
+
+
+def test_a_learning_rate_of_nothing_is_not_the_default():
+    with pytest.raises(OptionError, match="lr=0"):
+        TransferRecipe(data="x", lr=0.0)
+
+
+def test_the_command_line_changes_the_slight_crop_with_the_rest_of_robust():
+    def told(*changes: str) -> TransferRecipe:
+        words = [word for change in changes for word in ("--set", change)]
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        return recipe_of(parser.parse_args(["stage2_448", "--model", "tiny", "--data", "x", *words]))
+
+    assert told().augmentation.crop == 1
+    assert not told("robust=none").augmentation.is_on
+    changed_area = told("robust.crop_area=[0.5,1]", "robust.jpeg_probability=0.9")
+    assert changed_area.augmentation.crop_area == (0.5, 1.0)
+    assert changed_area.robust.jpeg_probability == 0.9
+    assert told("robust=none", "augmentation.flip=0.5").augmentation.flip == 0.5
+    with pytest.raises(OptionError, match=r"robust\.crop_area"):
+        told("robust.crop_aera=[0.5,1]")
 
 
 def test_a_frozen_tower_rests_in_stages_too():
