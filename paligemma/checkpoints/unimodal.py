@@ -347,7 +347,7 @@ def _section(kind: Kind, path: Path, folder: Path) -> dict[str, Any]:
     model_type = values.get("model_type")
     if model_type is None:
         return dict(values.get(f"{kind}_config") or values)
-    if model_type not in _SECTIONS[kind]:
+    if not isinstance(model_type, str) or model_type not in _SECTIONS[kind]:
         if not path.is_dir():  # a single file may lie beside the configuration of something else
             return {}
         raise ConfigError(

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paligemma.cli.args import DEFAULT_MODEL, add_output_options
+from paligemma.cli.args import add_output_options
 from paligemma.cli.run import PATIENCE_S, note, table
 
 if TYPE_CHECKING:
@@ -103,9 +103,10 @@ def _locate(name: str, revision: str | None = None) -> Path:
     from importlib.resources import files
 
     from paligemma.checkpoints import resolve
+    from paligemma.presets import EMBEDDED
 
     # Weights are looked at without building a model, so `paligemma.api` stays out of this.
-    return Path(str(files("paligemma") / "assets" / name)) if name == DEFAULT_MODEL else resolve(name, revision)
+    return Path(str(files("paligemma") / "assets" / name)) if name in EMBEDDED else resolve(name, revision)
 
 
 def _info(args: argparse.Namespace) -> int:

@@ -115,12 +115,20 @@ def _choose(config: PaliGemmaConfig, setup: Setup, available_bytes: float) -> tu
 
 
 def largest_part(config: PaliGemmaConfig, setup: Setup, available_bytes: float, *, most: int = 4096) -> int:
-    """The most examples, up to `most`, that one device can hold at once; 0 where not even one fits."""
+    """The most examples, up to `most`, that one device can hold at once; 0 where not even one fits.
+
+    The batch grows with them: as many parts to a step as in `setup`, of which more than two take no more.
+    """
 
     def fits(n: int) -> bool:
         grown = replace(setup, part_size=n, batch_size=n * setup.devices * min(2, setup.n_parts))
         return plan(config, grown).total_bytes <= available_bytes
 
+    return _most(fits, most)
+
+
+def _most(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number up to `most` that fits, where each below one that fits does as well; 0: none."""
     low, high = 0, 1
     while high <= most and fits(high):
         low, high = high, 2 * high
@@ -129,6 +137,18 @@ def largest_part(config: PaliGemmaConfig, setup: Setup, available_bytes: float, 
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+def _part_of(config: PaliGemmaConfig, setup: Setup, available_bytes: float) -> int:
+    """The most examples at once with which the batch as it is fits; 0: none.
+
+    A batch in one part needs no place to add gradients up in, so that it is tried by itself.
+    """
+
+    def fits(n: int) -> bool:
+        return plan(config, replace(setup, part_size=n)).total_bytes <= available_bytes
+
+    return setup.rows if fits(setup.rows) else _most(fits, setup.rows - 1)
 
 
 def remedies(config: PaliGemmaConfig, setup: Setup, available_bytes: float) -> Iterator[tuple[str, float]]:
@@ -147,7 +167,7 @@ def remedies(config: PaliGemmaConfig, setup: Setup, available_bytes: float) -> I
             said = [words] if words else []
             if recompute and not setup.recompute:
                 said.append("recompute=true")
-            rows = largest_part(config, tried, available_bytes, most=tried.rows)
+            rows = _part_of(config, tried, available_bytes)
             if rows == 0:
                 continue
             if rows < tried.rows:

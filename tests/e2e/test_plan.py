@@ -148,3 +148,13 @@ def test_a_recipe_is_shown_only_if_its_task_exists(capsys):
     assert "Did you mean 'detect'" in capsys.readouterr().err
     assert main([*words, "detect", "--task-field", "n_absnt=1"]) == 2
     assert "n_absent" in capsys.readouterr().err
+
+
+def test_the_part_that_is_advised_fits_and_one_more_does_not(capsys):
+    """A whole batch of 256 in one part adds no gradients up; cut into parts it does, which takes memory of its own."""
+    words = ["plan", "transfer.vqav2", "--model", "paligemma2-3b-pt-224", "--device", "h100"]
+    assert main(words) == 0
+    advised = int(re.search(r"best first: loader\.part_size=(\d+) ", capsys.readouterr().out)[1])
+    for n, fits in ((advised, True), (advised + 1, False)):
+        assert main([*words, "--set", f"loader.part_size={n}", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["fits"] is fits

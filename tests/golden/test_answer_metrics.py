@@ -76,6 +76,11 @@ def test_relaxed_accuracy(lower):
         of_all = found["aggregate"]["to_lower_True"]
         assert scores["relaxed accuracy"] == pytest.approx(of_all["relaxed_acc"], abs=NEAR)
         assert scores["exact match"] == pytest.approx(of_all["acc"], abs=NEAR)
+        told_apart = [{**row, "source": "human" if i % 3 else "augmented"} for i, row in enumerate(rows)]
+        scores = score("chartqa", [case["prediction"] for case in found["cases"]], told_apart)
+        apart = [scores["relaxed accuracy, human"], scores["relaxed accuracy, augmented"]]
+        assert apart[0] != apart[1]
+        assert scores["relaxed accuracy"] == sum(apart) / 2
 
 
 def test_counts():
@@ -84,8 +89,11 @@ def test_counts():
         assert (as_digits(case["prediction"]) == as_digits(case["answer"])) == case["scores"]["acc"], case
     rows = [{"question": "q", **case} for case in found["cases"]]
     scores = score("tallyqa", [case["prediction"] for case in found["cases"]], rows)
-    for ours, name in (("accuracy", "acc"), ("accuracy, simple", "acc/simple"), ("accuracy, complex", "acc/complex")):
+    names = {"accuracy": "acc", "accuracy, simple": "acc/simple", "accuracy, complex": "acc/complex"}
+    counted = {f"accuracy, answer {n}": f"acc/count_{n}" for n in range(16) if f"acc/count_{n}" in found["aggregate"]}
+    for ours, name in (names | counted).items():
         assert scores[ours] == pytest.approx(found["aggregate"][name], abs=NEAR)
+    assert set(scores) == {*names, *counted, "exact match"}
 
 
 def test_letters():
