@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What transfers of a small model need: stage 1 (shorter_stage1), examples (transfer_examples), luck (repeatability).
 
-    python studies/transfers.py                     # 3 stages 1, a hundred short transfers; goes on where it stopped
+    python studies/transfers.py                     # 3 stages 1, seventy short transfers; goes on where it stopped
     python studies/transfers.py transfer_examples --seeds 5
     python studies/transfers.py --tune 3e-4 1e-3 3e-3    # learning rates, on training rows held out for that
     python studies/transfers.py --lr 3e-3                # another than the one that was chosen so

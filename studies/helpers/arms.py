@@ -1,6 +1,7 @@
 """Studies whose arms are stages 1 that differ in one thing: run all of them with every seed, and write the page."""
 
 import math
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,12 +117,14 @@ def write(args: Any, name: str, study: Study, results: Results, script: str) -> 
         {title: [run["loss"] for run in found] for title, found in runs.items()},
         study.against or dict.fromkeys(others, first), {}, "loss, less is better and luck weighs less in it", SOURCE,
     )  # fmt: skip
-    mean, half = pages.interval([run["score"] for run in runs[first]])
     doubt = (
         ""
-        if mean - (0.0 if math.isnan(half) else half) > floor
+        if not _is_lame([run["score"] for run in runs[first]], floor)
         else f"*{first}* is not above the commonest answer: no arm shows anything here.\n\n"
     )
+    lame = [kind for kind in ANSWERED if _is_lame([run["exact"][kind] for run in runs[first]], level[kind])]
+    if lame and not doubt:
+        doubt = f"Nothing is learned of *{', '.join(lame)}* by *{first}* that the commonest answer does not have.\n\n"
     pages.page(
         args.out,
         name,
@@ -139,16 +142,22 @@ picture, less is better; *loss*: cross-entropy of an answer's tokens. Mean ± ha
 
 {study.remark or REMARK}
 An interval that holds 0 does not show that two arms are equal; several comparisons are not corrected for. A seed gives
-the order of the pictures, and what an arm draws; stage 0, the pictures and the held-out questions are the same in all
-runs, so that their luck is in no interval.
+the order of the pictures, and what an arm draws after stage 0; an arm's stage 0, the pictures and the held-out
+questions are the same in all its runs, so that their luck is in no interval.
 
 The `study` preset, {told} parameters, 84 pixels unless said; {sizes.steps} steps of {sizes.n_images} pictures of the
 plain world with {N_QUESTIONS} questions each, Muon at {STAGE1_LR:g}; {sizes.held_out} held-out questions. An answer is
 right where every token is the likeliest after the true ones before it, which is when greedy decoding gives it.
-{sum(run["seconds"] for run in every) / len(every):.0f} s a run.
+{statistics.median(run["seconds"] for run in every):.0f} s a run, the median.
 
 Repeat it: `{pages.repeat(args, script, name)}`.""",
     )
+
+
+def _is_lame(values: Sequence[float], level: float) -> bool:
+    """Whether the interval of the mean holds the level, or lies below it."""
+    mean, half = pages.interval(values)
+    return mean - (0.0 if math.isnan(half) else half) <= level
 
 
 REMARK = "The report judged after transfers and at thousands of times the size; this is stage 1 alone."

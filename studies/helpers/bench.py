@@ -125,15 +125,21 @@ class Bench:
             print(f"stage 1 × {share:g}, {task}, lr {rate:g}: {found['chosen_by']:.3f} right", flush=True)
         return 0
 
-    def told(self, rate: str | None = None) -> str:
-        """Sizes and numbers."""
+    def told(self, rate: str | None = None, *, held: bool = False) -> str:
+        """Sizes and numbers.
+
+        Args:
+            rate: words for the learning rate; None: the one rate of all.
+            held: whether a quarter of the pool was kept to choose by, as in `transfer`.
+        """
         rate = rate or f"at {self.simple.lr:g} (chosen on training rows held out for that, one rate for everything)"
         sizes: Sizes = self.sizes
         steps = ", ".join(f"{n_steps(n)} for {n:,}" for n in self.numbers)
+        pool = POOL * self.numbers[-1] * (3 if held else 4) // 4
         return (
             f"The `study` preset, {self.n_parameters:,} parameters, 84 pixels; stage 1: {sizes.steps} steps of "
             f"{sizes.n_images} pictures, none of which a transfer sees again. Transfers: all weights, Adam {rate}, "
-            f"cosine, 5 % warm-up, batches of {BATCH} at most, from a pool of {POOL * self.numbers[-1]:,}; steps by "
+            f"cosine, 5 % warm-up, batches of {BATCH} at most, from a pool of {pool:,}; steps by "
             f"examples: {steps}. Judged by {sizes.transfer_held_out} held-out questions a task, exact answers. The "
             "commonest answer alone: " + ", ".join(f"{task} {level:.3f}" for task, level in self.levels.items()) + "."
         )

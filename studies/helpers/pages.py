@@ -51,6 +51,7 @@ def parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
     args.names = args.names or list(args.known)
     args.sizes = QUICK if args.quick else Sizes(steps=args.steps)
     args.torch_device = torch.device(args.device)
+    args.lr_default = parser.get_default("lr")
     return args
 
 
@@ -61,6 +62,12 @@ def repeat(args: argparse.Namespace, script: str, name: str) -> str:
         words.append(f"--seeds {args.seeds}")
     if args.steps != Sizes.steps:
         words.append(f"--steps {args.steps}")
+    if args.device != "cpu":
+        words.append(f"--device {args.device}")
+    if args.threads:  # the arithmetic of another number differs in its last digits
+        words.append(f"--threads {args.threads}")
+    if getattr(args, "lr", None) != args.lr_default:
+        words.append(f"--lr {args.lr:g}")
     return " ".join(words)
 
 
@@ -119,14 +126,14 @@ def verdict(found: str, reported: str, largest: str) -> str:
     Args:
         found: as `change` says it.
         reported: "higher", "lower", "slightly lower", … or "the same".
-        largest: the largest difference that the interval allows.
+        largest: the largest difference that the interval allows, towards the report's where that has a direction.
     """
     if found == "unknown":
         return "one seed decides nothing"
     if reported == "the same":
         return f"here at most {largest} either way" if found == "not seen" else "not what is seen here"
     if found == "not seen":
-        return f"neither confirmed nor contradicted here, where {largest} would be possible"
+        return f"neither confirmed nor contradicted here, where {largest} {reported.split()[-1]} would be possible"
     return "as here" if found == reported.split()[-1] else "the opposite of what is seen here"
 
 
@@ -148,7 +155,8 @@ def compare(
         if arm in reported:
             mean, half = interval([b - a for a, b in zip(values[base], values[arm], strict=True)])
             told = "no difference" if reported[arm] == "the same" else reported[arm]
-            line += f" The report: {told}; {verdict(found, reported[arm], f'{abs(mean) + half:.{digits}f}')}."
+            towards = {"higher": mean, "lower": -mean}.get(reported[arm].split()[-1], abs(mean))
+            line += f" The report: {told}; {verdict(found, reported[arm], f'{towards + half:.{digits}f}')}."
         lines.append(line)
     intro = (
         f"{what[0].upper()}{what[1:]}, the same seeds paired, mean difference ± half its 95 % interval by Student's t"

@@ -2,7 +2,7 @@
 
 stage 0   a small SigLIP and a small Gemma of their own, put together: made once, kept in the work folder
 stage 1   a few hundred steps of questions about drawn pictures, every arm from the same stage 0
-judge     500 fixed questions about other pictures: which true answers would greedy decoding give?
+judge     3,000 fixed questions about other pictures: which true answers would greedy decoding give?
 """
 
 # B rows · S slots of a row · N target tokens · V table rows

@@ -242,12 +242,29 @@ def test_intervals_are_students_and_verdicts_follow_from_them(scripts: Any) -> N
     assert told == [
         "- *b* against *a*: -0.100 ± 0.000: lower. The report: slightly lower; as here.",
         "- *c* against *a*: +0.000 ± 0.248: no difference seen. The report: lower; neither confirmed nor contradicted "
-        "here, where 0.248 would be possible.",
+        "here, where 0.248 lower would be possible.",
         "- *d* against *a*: +0.100 ± 0.000: higher. The report: lower; the opposite of what is seen here.",
     ]
+    higher = {"a": [0.50, 0.52, 0.54], "b": [0.515, 0.52, 0.57]}  # +0.015 ± 0.037: a fall is possible by the difference
+    told = pages.compare(higher, {"b": "a"}, {"b": "lower"}, "right", "a report")
+    assert told.endswith("where 0.022 lower would be possible.")
     assert pages.verdict("not seen", "the same", "0.02") == "here at most 0.02 either way"
     assert pages.verdict("lower", "the same", "0.02") == "not what is seen here"
     assert pages.verdict("unknown", "the same", "nan") == "one seed decides nothing"
+
+
+def test_a_page_says_the_command_that_goes_on_from_its_results(scripts: Any) -> None:
+    """Threads are a part of what results are known by: the command without them would be refused."""
+    parser = scripts.pages.parser_of("", ["a"])
+    parser.add_argument("--lr", type=float, default=3e-4)
+    threads = torch.get_num_threads()
+    try:
+        args = scripts.pages.parsed(parser, ["--threads", "1", "--lr", "1e-3", "--seeds", "4"])
+    finally:
+        torch.set_num_threads(threads)
+    assert scripts.pages.repeat(args, "s.py", "a") == "python studies/s.py a --seeds 4 --threads 1 --lr 0.001"
+    plain = scripts.pages.parsed(parser, [])
+    assert scripts.pages.repeat(plain, "s.py", "a") == "python studies/s.py a"
 
 
 def test_a_run_that_is_stopped_leaves_nothing(scripts: Any, work: Path, untaught: Any) -> None:
