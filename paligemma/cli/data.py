@@ -20,7 +20,7 @@ from typing import Any
 
 from paligemma.cli.args import add_reading_options
 from paligemma.cli.run import PATIENCE_S, column, note, pair, writing
-from paligemma.errors import OptionError, nearest
+from paligemma.errors import DataError, OptionError, nearest
 
 ACTIONS = {
     "check": "read every row and say what is wrong: counts, examples, exit status",
@@ -114,10 +114,14 @@ def _check(args: argparse.Namespace) -> int:
     if args.model is not None:
         length, text_length = _lengths_of(args.model)
         options |= {"text_length": text_length, "max_text": args.max_text}
-    splits = _splits(args, keep_all=True, **options)
+    failed: dict[str, DataError] = {}
+    splits = _splits(args, failed=failed, keep_all=True, **options)
+    failed = {split: error for split, error in failed.items() if not args.split or split in args.split}
     total = sum(len(source) for source in splits.values())
     with tqdm(total=total, unit="row", delay=PATIENCE_S, disable=None, leave=False) as bar:
-        findings = check(splits, length=length, max_text=args.max_text, decode=not args.no_decode, progress=bar.update)
+        findings = check(
+            splits, length=length, max_text=args.max_text, decode=not args.no_decode, progress=bar.update, failed=failed
+        )
     if args.json:
         print(json.dumps(findings.to_dict(args.examples), ensure_ascii=False))
     else:
@@ -352,8 +356,18 @@ def _reader(masks: Any) -> Any:
     return lambda example, size_hw: read_example(example, size_hw, mask_decoder=decoder)
 
 
-def _splits(args: argparse.Namespace, *, as_they_are: bool = False, **options: Any) -> dict[str, Any]:
-    """The sources that are meant, by split; annotations as they are where no task makes prompts of them."""
+def _splits(
+    args: argparse.Namespace,
+    *,
+    as_they_are: bool = False,
+    failed: dict[str, DataError] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """The sources that are meant, by split; annotations as they are where no task makes prompts of them.
+
+    Args:
+        failed: takes splits that cannot be opened, in place of an error.
+    """
     from paligemma.data.mixing import is_mixture
     from paligemma.data.rows import open_rows
     from paligemma.data.sources.open import open_data
@@ -364,12 +378,12 @@ def _splits(args: argparse.Namespace, *, as_they_are: bool = False, **options: A
     if columns:
         given["columns"] = columns
     if (as_they_are or args.task is None) and not is_mixture(args.data) and not options.get("augmentation"):
-        found = open_data(args.data, **given)
+        found = open_data(args.data, failed=failed, **given)
     else:
         fields = [pair(word, "--task-field") for word in args.task_field]
-        found = open_rows(args.data, task=args.task, task_fields=fields, **given, **options)
+        found = open_rows(args.data, task=args.task, task_fields=fields, failed=failed, **given, **options)
     for split in args.split:
-        if split not in found:
+        if split not in found and split not in (failed or ()):
             raise OptionError(
                 f"{args.data} has no split '{split}': expected one of {', '.join(found)}.{nearest(split, found)}"
             )

@@ -11,6 +11,7 @@ for is imported, so that `--help` and typing errors answer at once.
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -43,6 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     verb = next((word for word in words if not word.startswith("-")), "")
     name = f"paligemma {verb}" if verb in VERBS else "paligemma"
+    for stream in (sys.stdout, sys.stderr):
+        # A name or a text with half a character, or with one that the terminal does not know, is told as \\ud800; so it
+        # stands in JSON as well.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = _dispatch(words)
         sys.stdout.flush()

@@ -9,22 +9,23 @@ Errors stop a training run or teach it something wrong; warnings are worth a loo
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from paligemma.data.builders import Built, Turn
+from paligemma.data.builders import Built
 from paligemma.data.duplicates import Twins, near_twins
 from paligemma.data.example import Example
 from paligemma.data.findings import KINDS, Finding, Findings
 from paligemma.data.labels import likely_typos
 from paligemma.data.mixing import Chain
 from paligemma.data.mixture import Mixture
-from paligemma.data.record import Record, same_shape
-from paligemma.data.sources.columns import require_text
+from paligemma.data.record import Record, require_box, same_shape
+from paligemma.data.sources.columns import require_text, texts_of
 from paligemma.data.sources.folder import turned_by
 from paligemma.data.subset import problems_of
+from paligemma.data.unfold import Unfolded
 from paligemma.errors import DataError, OptionError, PaliGemmaError
 from paligemma.processing.image import load_image
 from paligemma.processing.picture_file import is_turned
@@ -43,6 +44,7 @@ def check(
     max_text: int | None = None,
     decode: bool = True,
     progress: Callable[[int], Any] | None = None,
+    failed: Mapping[str, DataError] | None = None,
 ) -> Findings:
     """Read every row of every split.
 
@@ -52,8 +54,13 @@ def check(
         max_text: most of them.
         decode: decode every picture; False only looks whether its file is there, and compares no pictures.
         progress: called after every row with 1.
+        failed: splits that could not be opened, and why.
     """
     findings = Findings()
+    for split, error in (failed or {}).items():
+        findings.n_rows[split] = 0
+        kind = _kind_of(error)
+        findings.found.append(Finding("file" if kind == "unreadable row" else kind, split, str(error)))
     twins = Twins()
     for split, source in _apart(splits):
         look = _Look(findings, split, length, max_text, twins if decode else None)
@@ -132,29 +139,38 @@ class _Look:
             self._built(built, index, is_told=any(one.is_error for one in self.findings.found[n_before:]))
 
     def _built(self, source: Built, index: int, *, is_told: bool) -> None:
-        """The prompt and answer made of a record, where there is one.
+        """All prompts and answers that the builders make of a record: each of its texts, regions and questions.
 
         Args:
             is_told: of the record itself something was told, which is why none can be made.
         """
-        rng = np.random.default_rng([source.seed, 0, index])
-        try:
-            example = source.builder.build(source.records[index], rng, source.labels, turn=Turn(seed=source.seed))
-        except OptionError:
-            raise  # it would be so of every row
-        except PaliGemmaError as error:
-            if not is_told:
-                self.note(_kind_of(error), str(error))
-            return
-        if example is not None:
-            counted = Counter(self.labels)
-            self._example(example)
-            self.labels.clear()
-            self.labels.update(counted)  # its things are counted with the record
+        told: set[str] = set()
+        for make in Unfolded(source.builder, source.labels, source.seed).tries(source.records[index]):
+            try:
+                made = make()
+            except OptionError:
+                raise  # it would be so of every row
+            except PaliGemmaError as error:
+                if not is_told and str(error) not in told:  # of each text the same, for what is wrong with a box
+                    told.add(str(error))
+                    self.note(_kind_of(error), str(error))
+                continue
+            if made is not None:
+                counted = Counter(self.labels)
+                self._example(made[0])
+                self.labels.clear()
+                self.labels.update(counted)  # its things are counted with the record
 
     def _pictures(self, row: Record | Example) -> tuple[int, int] | None:
         """Height and width of the first picture, None where it cannot be read."""
         sizes: list[tuple[int, int] | None] = []
+        if _is_clip(row):  # told by all of its frames: many clips begin with the same black one
+            frames = [image for image in row.images if image.shape == row.images[0].shape]
+            self.n_pictures += len(row.images)
+            if self.twins is not None:
+                self.twins.add(self.split, row.where, np.concatenate(frames))
+            height, width = row.images[0].shape[:2]
+            return int(height), int(width)
         for image in row.images:
             name = (
                 str(image) if not isinstance(image, bytes | np.ndarray) else hashlib.blake2b(bytes(image)).hexdigest()
@@ -182,9 +198,9 @@ class _Look:
         return picture.shape[0], picture.shape[1]
 
     def _record(self, record: Record, size_hw: tuple[int, int] | None) -> None:
+        self._texts(record.where, [text for text in texts_of(record) if text])
         for instance in record.instances:
             self.labels[instance.label] += 1
-            self._box(record.where, instance.label, instance.box_xyxy_px, size_hw)
             if not instance.label.strip() or set(instance.label) & set(";<>\n"):
                 self.note("bad label", f"{record.where}: the label {instance.label!r}")
             if instance.mask is not None:
@@ -192,9 +208,8 @@ class _Look:
                     instance.mask.pixels()
                 except DataError as error:
                     self.note("bad mask", f"{record.where}: {instance.label}: {error}")
-        for item in record.written:
-            if item.box_xyxy_px is not None:
-                self._box(record.where, item.text, item.box_xyxy_px, size_hw)
+        for what, box in record.boxes:
+            self._box(f"{record.where}: {what[:60]!r}", box, size_hw)
         for asked in record.questions:
             if not all(answer.strip() for answer in asked.answers):
                 self.note("empty suffix", f"{record.where}: an empty answer of {asked.question[:60]!r}")
@@ -202,27 +217,32 @@ class _Look:
             if not text.text.strip():
                 self.note("empty suffix", f"{record.where}: an empty {text.style}")
 
-    def _box(self, where: str, what: str, box_xyxy_px: BoxXyxyPx, size_hw: tuple[int, int] | None) -> None:
+    def _texts(self, where: str, texts: Iterable[str]) -> bool:
+        """Whether all can be written; the first that cannot is told of."""
+        try:
+            for text in texts:
+                require_text(text, where)
+        except DataError as error:
+            self.note("not UTF-8", str(error))
+            return False
+        return True
+
+    def _box(self, name: str, box_xyxy_px: BoxXyxyPx, size_hw: tuple[int, int] | None) -> None:
+        try:
+            require_box(box_xyxy_px, size_hw, name)
+        except DataError as error:
+            self.note(error.kind, str(error))
+            return
         x1, y1, x2, y2 = box_xyxy_px
-        told = f"{where}: {what[:60]!r} at left {x1:g}, top {y1:g}, right {x2:g}, bottom {y2:g}"
-        if not (x2 > x1 and y2 > y1):
-            self.note("turned-over box", f"{told}: expected left < right and top < bottom")
-        elif size_hw is not None:
-            height, width = size_hw
-            if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
-                self.note("box outside", f"{told}: the picture is {width}×{height}")
-            elif min(x1, y1) < -1 or x2 > width + 1 or y2 > height + 1:
-                self.note("box over the edge", f"{told}: the picture is {width}×{height}")
+        if size_hw is not None and (min(x1, y1) < -1 or x2 > size_hw[1] + 1 or y2 > size_hw[0] + 1):
+            told = f"{name} at left {x1:g}, top {y1:g}, right {x2:g}, bottom {y2:g}"
+            self.note("box over the edge", f"{told}: the picture is {size_hw[1]}×{size_hw[0]}")
 
     def _example(self, example: Example) -> None:
         task = example.prefix.split(" ", 1)[0]
         self.tasks[task] += 1
-        for text in (example.prefix, example.suffix):
-            try:
-                require_text(text, example.where)
-            except DataError as error:
-                self.note("not UTF-8", str(error))
-                return
+        if not self._texts(example.where, texts_of(example)):
+            return
         entries, problems = parse_entries(example.suffix)
         if entries:
             for entry in entries:
@@ -246,6 +266,14 @@ class _Look:
                 return
             if n > self.max_text:
                 self.note("text too long", f"{example.where}: {n} tokens, {self.max_text} are seen")
+
+
+def _is_clip(row: Record | Example) -> bool:
+    """Whether the pictures of a row are frames, which come decoded."""
+    frames = row.images
+    return len(frames) > 1 and all(
+        isinstance(one, np.ndarray) and one.dtype == np.uint8 and one.ndim == 3 and one.shape[2] == 3 for one in frames
+    )
 
 
 _PHRASES = (  # what errors of sources say -> their kind, where they do not name it themselves

@@ -21,12 +21,13 @@ from paligemma.data.mixing import Chain
 from paligemma.data.mixture import Mixture, Once
 from paligemma.data.record import Record
 from paligemma.data.sources.coco_write import write_coco
-from paligemma.data.sources.columns import require_text
+from paligemma.data.sources.columns import require_text, texts_of
 from paligemma.data.sources.folder import SEVERAL, picture_size
 from paligemma.data.sources.identity import content_of
 from paligemma.data.sources.jsonl_write import write_jsonl
 from paligemma.data.sources.open import READERS, open_data, sniff
 from paligemma.data.sources.packed import write_parquet_split, write_saved_split, write_tar_split
+from paligemma.data.sources.tars import packable
 from paligemma.data.sources.voc_write import write_voc
 from paligemma.data.sources.yolo_write import write_yolo
 from paligemma.data.subset import problems_of
@@ -47,17 +48,20 @@ class Writer:
 
     Attributes:
         holds: "records" or "examples".
+        takes: whether a row can be written at all, where that can only be known by reading its pictures; raises
+            DataError.
         write: (rows, folder, *, split, overwrite, left_out) -> path; of records with labels too.
     """
 
     holds: Literal["records", "examples"]
     write: Callable[..., Path]
+    takes: Callable[[Any], Any] | None = None
 
 
 WRITERS: dict[str, Writer] = {
     "jsonl": Writer("examples", write_jsonl),
     "parquet": Writer("examples", write_parquet_split),
-    "wds": Writer("examples", write_tar_split),
+    "wds": Writer("examples", write_tar_split, packable),
     "hf": Writer("examples", write_saved_split),
     "coco": Writer("records", write_coco),
     "coco_official": Writer("records", partial(write_coco, layout="official")),
@@ -184,7 +188,7 @@ def write_split(
             )
         unfolded = Unfolded(build, labels, seed)
         rows = (row for record in rows for row in report.unfolded(unfolded, record))
-    file = writer.write(report.counted(rows), out, **options)
+    file = writer.write(report.counted(rows, writer.takes if skip_broken else None), out, **options)
     n_rows = report.n_rows - report.left_out[SEVERAL]
     return Split(file, n_rows, dict(+report.left_out), tuple(report.problems))
 
@@ -265,9 +269,9 @@ class _Report:
             self.problems.append(str(error))
             return None
 
-    def counted(self, rows: Iterable[Any]) -> Iterator[Any]:
+    def counted(self, rows: Iterable[Any], takes: Callable[[Any], Any] | None = None) -> Iterator[Any]:
         for row in rows:
-            if self.tried(partial(_writable, row)) is not None:
+            if self.tried(partial(_writable, row)) and (takes is None or self.tried(partial(takes, row))):
                 self.n_rows += 1
                 yield row
 
@@ -278,17 +282,14 @@ def _writable(row: Record | Example) -> bool:
     Raises:
         DataError: half of a character, as files hold that were cut or read in a wrong encoding; or a mask that is none.
     """
-    texts = [row.prefix, row.suffix] if isinstance(row, Example) else [item.label for item in row.instances]
     if isinstance(row, Record):
-        texts += [item.text for item in row.written]
-        texts += [text for asked in row.questions for text in (asked.question, *asked.answers)]
         for item in row.instances:
             if item.mask is not None:
                 try:
                     item.mask.require_sound()
                 except DataError as error:
                     raise DataError(f"{row.where}: {item.label}: {error}", kind="bad mask") from None
-    for text in texts:
+    for text in texts_of(row):
         require_text(text, row.where)
     return True
 
@@ -326,11 +327,20 @@ def read_records(source: Any, read: Read | None = None, report: _Report | None =
             record = _read(example, size, read, report)
             report.left_out["weights"] += example.weight != 1
             if record is not None:
+                if found is not None:
+                    report.left_out.update(_overruled(found, record))
                 found = record if found is None else joined(found, record)
         if found is None and size is not None:  # the picture stays, as one that nothing is known about
             found = Record(source[indices[0]].images, size, where=source.where(indices[0]))
         if found is not None:
             yield found
+
+
+def _overruled(first: Record, other: Record) -> Counter[str]:
+    """What a further row of a picture says otherwise than the first: one record has one id and one of each field."""
+    found = Counter({"ids of further rows of a picture": int(bool(other.id) and other.id != first.id)})
+    found.update(f"meta '{key}'" for key, value in other.meta.items() if first.meta.get(key, value) != value)
+    return +found
 
 
 def _read(example: Example, size_hw: tuple[int, int], read: Read, report: _Report) -> Record | None:

@@ -14,7 +14,7 @@ KINDS: dict[str, tuple[str, str]] = {  # kind -> "error" or "warning", what it m
     "broken picture": ("error", "a picture that cannot be decoded, or has no pixels"),
     "another shape": ("error", "a picture whose sides are not as the annotations say: turned by EXIF, or replaced"),
     "no frames": ("error", "a video without a frame that can be decoded"),
-    "cut archive": ("error", "a tar that ends in the middle"),
+    "cut archive": ("error", "a tar or Parquet file that ends in the middle, or is none"),
     "bad mask": ("error", "a run-length encoding of another size than the picture, or a polygon that is none"),
     "turned-over box": ("error", "right <= left or bottom <= top"),
     "box outside": ("error", "a box that lies outside of the picture altogether"),

@@ -7,7 +7,7 @@ of the original picture, masks as they were stored, captions with their language
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from paligemma.results import BoolMask, BoxXyxyPx, mask_from_rle, mask_to_rle, u
 
 Polygon = tuple[float, ...]  # x1, y1, x2, y2, … in pixels
 FAR = 1_000_000  # pixels; pycocotools takes memory by the length of an edge, and numbers beyond int stop the process
+MOST = 1 << 30  # pixels of a mask: each takes a byte there
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class Mask:
             MissingExtra: polygons without pycocotools.
         """
         height, width = self.size_hw
+        self.require_sound()
         if self.counts is not None:
             return mask_from_rle({"size": [height, width], "counts": self._runs(self.counts)})
-        self.require_sound()
         if not self.polygons:
             return np.zeros(self.size_hw, bool)
         codec = coco_mask()
@@ -62,9 +63,13 @@ class Mask:
         """Whether it is a mask of the picture; nothing is drawn.
 
         Raises:
-            DataError: run lengths that do not add up to the picture, or a polygon of fewer than three corners or with
-                one out of all sight.
+            DataError: run lengths that do not add up to the picture, a polygon of fewer than three corners or with
+                one out of all sight, or a picture that nobody could hold.
         """
+        height, width = self.size_hw
+        if height * width > MOST:
+            message = f"a mask for a picture of {width}×{height}: expected at most {MOST:,} pixels. Is that its size?"
+            raise DataError(message, kind="bad mask")
         if self.counts is not None:
             self._runs(self.counts)
         if any(len(polygon) < 6 or len(polygon) % 2 for polygon in self.polygons):
@@ -95,6 +100,25 @@ def same_shape(size_hw: tuple[int, int], other_hw: tuple[int, int]) -> bool:
     """Whether boxes of one size fit the other: the same ratio of sides."""
     (h, w), (height, width) = size_hw, other_hw
     return abs(math.log(h / w * width / height)) <= SHAPE
+
+
+def require_box(box_xyxy_px: BoxXyxyPx, size_hw: tuple[int, int] | None, name: str) -> None:
+    """Whether a box has an area, some of it inside of the picture.
+
+    Args:
+        size_hw: of the picture, where it is known.
+        name: of row and thing.
+
+    Raises:
+        DataError: turned over, or outside.
+    """
+    x1, y1, x2, y2 = box_xyxy_px
+    told = f"{name} at left {x1:g}, top {y1:g}, right {x2:g}, bottom {y2:g}"
+    if not (x2 > x1 and y2 > y1):
+        raise DataError(f"{told}: expected left < right and top < bottom. Mend the box.", kind="turned-over box")
+    if size_hw is not None and (x2 <= 0 or y2 <= 0 or x1 >= size_hw[1] or y1 >= size_hw[0]):
+        message = f"{told}, outside of the picture of {size_hw[1]}×{size_hw[0]}: expected it inside. Mend the box."
+        raise DataError(message, kind="box outside")
 
 
 @dataclass(frozen=True)
@@ -173,6 +197,12 @@ class Record:
     def written(self) -> tuple[Text | Word, ...]:
         """What stands in words, about the picture or in it."""
         return (*self.texts, *self.words)
+
+    @property
+    def boxes(self) -> Iterator[tuple[str, BoxXyxyPx]]:
+        """What has a box, with it: things by their label, texts and words by what they say."""
+        yield from ((item.label, item.box_xyxy_px) for item in self.instances)
+        yield from ((item.text, item.box_xyxy_px) for item in self.written if item.box_xyxy_px is not None)
 
 
 def coco_mask() -> Any:

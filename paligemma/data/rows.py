@@ -41,6 +41,7 @@ def open_rows(
     seed: int = 0,
     reweight: Sequence[tuple[str, float]] = (),
     keep_all: bool = False,
+    failed: dict[str, DataError] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """The splits of a data set, as sources of examples.
@@ -62,6 +63,7 @@ def open_rows(
         shuffle: of a mixture, the rows of every source; False keeps them in their order.
         seed: of everything random in builders and augmentation.
         reweight: of a mixture, (task, factor) pairs: sources of that task or name are drawn so much more often.
+        failed: takes splits that cannot be opened, as in `open_data`; of a mixture one is an error.
         keep_all: rows that a builder has nothing to ask about stay in other splits too, for somebody who looks at all.
         options: those of `open_data`: format, allow_outside, images, columns, …
 
@@ -78,7 +80,7 @@ def open_rows(
         return read_mixture(
             data, lambda **own: open_rows(**{**given, **own}), seed=seed, shuffle=shuffle, reweight=reweight, task=task
         )
-    found = open_data(data, **options)
+    found = open_data(data, failed=failed, **options)
     if valid_share and "train" in found and not {"valid", "test"} & set(found):
         train, held, _ = held_out(found["train"], valid_share)
         if len(held):

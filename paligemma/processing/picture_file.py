@@ -12,6 +12,12 @@ from paligemma.errors import ImageError
 # Pillow's own limit: a quarter of a GiB as RGB. A few kilobytes can claim any size, so it is checked before decoding.
 MAX_PIXELS = 89_478_485
 
+# What Pillow's plugins raise for bytes that are damaged, or of another format than they look: each has its own way.
+DAMAGED = (
+    SyntaxError, LookupError, ArithmeticError, TypeError, ValueError, OSError, EOFError, RuntimeError, struct.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
+
 # Formats that Pillow hands to another program (Ghostscript, the operating system) are not opened.
 _REFUSED = frozenset({"EPS", "WMF"})
 _ORIENTATION = 0x0112
@@ -78,10 +84,10 @@ def is_turned(image: Any) -> bool:
 
 def _opened_as(kind: str, file: io.BytesIO, head: bytes) -> ImageFile.ImageFile | None:
     factory, accept = Image.OPEN[kind]
-    if accept and accept(head) is not True:  # plugins say False, or why the format is not supported here
-        return None
     file.seek(0)
     try:
+        if accept and accept(head) is not True:  # plugins say False, or why the format is not supported here
+            return None
         return factory(file, "")
-    except (SyntaxError, IndexError, TypeError, struct.error, ValueError, OSError, EOFError):
+    except DAMAGED:
         return None  # a head that looked like this format and is none, or is damaged

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 
 from paligemma.data.example import Example
-from paligemma.data.record import Instance, Record
+from paligemma.data.record import Instance, Record, require_box
 from paligemma.errors import DataError, OptionError, TaskError, nearest
 from paligemma.results import BoxXyxyPx
 from paligemma.tasks.base import MaskDecoder, SizeHw
@@ -419,11 +419,13 @@ class Built:
 
 
 def sound(record: Record) -> Record:
-    """The record, whose masks are masks of its picture, whether a builder looks at them or not.
+    """The record, whose boxes and masks are those of its picture, whether a builder looks at them or not.
 
     Raises:
-        DataError: one is not, with the name of the row.
+        DataError: a box that is turned over or outside of the picture, or a mask of another one; with the row's name.
     """
+    for what, box in record.boxes:
+        require_box(box, record.size_hw, f"{record.where}: {what[:60]!r}")
     for instance in record.instances:
         if instance.mask is not None:
             with naming(record.where):

@@ -15,11 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paligemma.data.record import Asked, Instance, Mask, Record, Text, Word
+from paligemma.data.record import FAR, Asked, Instance, Mask, Record, Text, Word
 from paligemma.data.sources.compact import Compact
 from paligemma.data.sources.folder import picture_size, read_text
 from paligemma.data.sources.jsonl import SPLITS
 from paligemma.data.sources.paths import is_inside, picture_path
+from paligemma.data.sources.splits import trying
 from paligemma.errors import DataError, nearest
 from paligemma.results import BoxXyxyPx
 
@@ -182,12 +183,16 @@ class Coco:
         return self._categories[id]
 
 
-def find_coco(folder: str | Path, *, images: str | Path | None = None, allow_outside: bool = False) -> dict[str, Coco]:
+def find_coco(
+    folder: str | Path, *, images: str | Path | None = None, allow_outside: bool = False,
+    failed: dict[str, DataError] | None = None,
+) -> dict[str, Coco]:  # fmt: skip
     """The splits of a folder, or {"train": …} for a single file; instances and captions of a split are joined.
 
     Args:
         images: folder of the pictures, where they are in none of the usual places.
         allow_outside: as `Coco`; also lets folders of pictures be symbolic links that lead out of `folder`.
+        failed: takes splits that cannot be opened, in place of an error.
 
     Raises:
         DataError: nothing that looks like COCO, or as `Coco`.
@@ -203,11 +208,12 @@ def find_coco(folder: str | Path, *, images: str | Path | None = None, allow_out
                 f"{place} leads out of {path} through a symbolic link: expected a folder inside. Move it, name it with "
                 "images=…, or allow it with allow_outside=True (--allow-outside)."
             )
-        found[split] = Coco(files, images=place, allow_outside=allow_outside)
-        name = str(found[split].row(0).get("file_name"))
-        if images is None and not os.path.isfile(place / name) and os.path.isfile(path / name):
-            found[split].images = path  # names that begin with the folder of their split
-    if not found:
+        with trying(split, failed):
+            found[split] = Coco(files, images=place, allow_outside=allow_outside)
+            name = str(found[split].row(0).get("file_name"))
+            if images is None and not os.path.isfile(place / name) and os.path.isfile(path / name):
+                found[split].images = path  # names that begin with the folder of their split
+    if not found and not failed:
         raise DataError(
             f"{path}: no COCO files: expected train/_annotations.coco.json, annotations/instances_train2017.json or "
             "train.json with images, annotations and categories."
@@ -342,9 +348,10 @@ def _size(row: Mapping[str, Any], where: str) -> tuple[int, int] | None:
     if size == (None, None):
         return None
     height, width = size
-    if not all(_is_number(side) and side > 0 for side in size):  # type: ignore[operator]
+    if not all(_is_number(side) and 1 <= side < FAR for side in size):  # type: ignore[operator]
         raise DataError(
-            f"{where}: width {width!r}, height {height!r}: expected pixels, both above 0. Mend the file.",
+            f"{where}: width {str(width)[:40]}, height {str(height)[:40]}: expected pixels, both above 0 and below "
+            f"{FAR:,}. Mend the file.",
             kind="broken picture",
         )
     return int(height), int(width)  # type: ignore[arg-type]

@@ -34,6 +34,7 @@ from paligemma.results import BoxXyxyPx, pack_counts, unpack_counts
 Layout = Literal["roboflow", "official"]
 WORDS = "text"  # the category of words, as in `paligemma.interop`
 _YEAR = "2017"
+_TAKEN = ("id", "file_name", "height", "width")  # what COCO itself says of a picture under these names
 
 
 def write_coco(
@@ -111,8 +112,8 @@ class _Tables:
     def add(self, record: Record, name: str, left_out: Counter[str]) -> None:
         height, width = size_of(record)
         id = self._image_id(record.id)
-        left_out.update(f"meta '{key}'" for key, value in record.meta.items() if not is_json(value))
-        more = {key: value for key, value in record.meta.items() if is_json(value)}
+        more = {key: value for key, value in record.meta.items() if is_json(value) and key not in _TAKEN}
+        left_out.update(f"meta '{key}'" for key in record.meta.keys() - more)
         self._row("images", {**more, "id": id, "file_name": name, "height": height, "width": width})
         for item in record.instances:
             row: dict[str, Any] = {"image_id": id, "category_id": self._category(item.label, record.where)}

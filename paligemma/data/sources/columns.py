@@ -10,7 +10,7 @@ import io
 import json
 import re
 import string
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from paligemma.data.example import Example
+from paligemma.data.record import Record
 from paligemma.data.sources.paths import picture_path
 from paligemma.errors import DataError, ImageError, OptionError, nearest
 from paligemma.processing.image import load_image
@@ -319,6 +320,29 @@ def _unknown(name: str, there: Iterable[str], where: str) -> DataError:
         f"{where}: no column '{name}': there are {listed or 'none'}.{nearest(name, known)} Say which column holds "
         "what: Columns(image=…, prefix=…, suffix=…), a fixed text as '=caption en'."
     )
+
+
+def texts_of(row: Example | Record) -> Iterator[str]:
+    """Everything in a row that is text, what stands in its meta included."""
+    if isinstance(row, Example):
+        yield from (row.prefix, row.suffix)
+    else:
+        yield from (item.label for item in row.instances)
+        yield from (item.text for item in row.written)
+        for asked in row.questions:
+            yield from (asked.question, *asked.answers)
+    yield from _texts_in(row.meta)
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from (*_texts_in(key), *_texts_in(item))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts_in(item)
 
 
 def require_text(text: str, where: str) -> None:

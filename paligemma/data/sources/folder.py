@@ -68,7 +68,7 @@ def picture_size(image: Any, where: str = "the picture") -> tuple[int, int]:
                 pass  # the head is longer than what was read, or this format needs all of it
         return _size(read_file(path), str(path), is_whole=True)
     except ImageError as error:
-        raise DataError(f"{where}: {error}") from None
+        raise DataError(f"{where}: {error}", kind="broken picture") from None
 
 
 def require_upright(image: Any, size_hw: tuple[int, int], where: str) -> None:

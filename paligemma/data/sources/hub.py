@@ -10,9 +10,9 @@ Pictures are not decoded by `datasets`: our loader decodes them as the reference
 
 import os
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,8 @@ class HubDataset:
             DataError: `datasets` cannot read it.
         """
         with _told(self.where(index)):
-            return _named(self.dataset[index], self._labels)
+            row: dict[str, Any] = _named(self.dataset[index], self._labels)
+            return row
 
     def __getitem__(self, index: int) -> Example:
         """The example of a row; pictures are not decoded.
@@ -226,7 +227,7 @@ class StreamSource:
                 self._next += 1
                 if self._next > index:
                     break
-            row = _named({name: values[0] for name, values in batch.items()}, self._labels)
+            row: dict[str, Any] = _named({name: values[0] for name, values in batch.items()}, self._labels)
         self._last = (index, row)
         return row
 
@@ -333,7 +334,8 @@ def _undecoded(dataset: Any) -> tuple[Any, dict[str, Any]]:
         plain = _plain(feature, package)
         if plain is not feature:
             dataset = dataset.cast_column(name, plain)
-    return dataset, {name: x for name, x in features.items() if isinstance(x, package.ClassLabel)}
+    found = {name: _namer(feature, package) for name, feature in features.items()}
+    return dataset, {name: namer for name, namer in found.items() if namer is not None}
 
 
 def _plain(feature: Any, package: Any) -> Any:
@@ -346,13 +348,30 @@ def _plain(feature: Any, package: Any) -> Any:
     return feature
 
 
-def _named(row: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, Any]:
-    named = {
-        name: label.int2str(row[name])
-        for name, label in labels.items()
-        if isinstance(row[name], int) and row[name] >= 0
-    }
-    return {**row, **named}
+def _namer(feature: Any, package: Any) -> Callable[[Any], Any] | None:
+    """What puts names in the place of class numbers, in lists and groups as well; None of a feature without any."""
+    if isinstance(feature, package.ClassLabel):
+        return partial(_name_of, feature)
+    if isinstance(feature, dict):
+        inner = {name: namer for name, one in feature.items() if (namer := _namer(one, package)) is not None}
+        return partial(_named, labels=inner) if inner else None
+    of_items = getattr(feature, "feature", None)  # of a list, whatever kind of list
+    namer = None if of_items is None else _namer(of_items, package)
+    return None if namer is None else partial(_each, namer)
+
+
+def _name_of(label: Any, value: Any) -> Any:
+    """The name of a class; None of -1, which says that nobody knows."""
+    return label.int2str(value) if isinstance(value, int) and value >= 0 else None
+
+
+def _each(namer: Callable[[Any], Any], values: Any) -> Any:
+    return values if values is None else [namer(value) for value in values]
+
+
+def _named(row: Mapping[str, Any] | None, labels: Mapping[str, Callable[[Any], Any]]) -> Any:
+    """A row or a group in it, with names of classes."""
+    return row if row is None else {**row, **{name: namer(row[name]) for name, namer in labels.items() if name in row}}
 
 
 def _roots(dataset: Any, options: Mapping[str, Any]) -> tuple[Path, ...]:

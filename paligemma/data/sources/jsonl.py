@@ -18,6 +18,7 @@ from typing import Any
 from paligemma.data.example import Example
 from paligemma.data.sources.identity import repeated_ids
 from paligemma.data.sources.paths import picture_path
+from paligemma.data.sources.splits import trying
 from paligemma.errors import DataError, nearest
 
 SPLITS: dict[str, tuple[str, ...]] = {
@@ -111,8 +112,8 @@ class Jsonl:
             if not isinstance(row[column], str):
                 raise _wrong(f"{where}: '{column}' is a {type(row[column]).__name__}: expected text.")
         weight = row.get("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-            raise _wrong(f"{where}: 'weight' is {weight!r}: expected a finite number of 0 or more.")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < 1e300:
+            raise _wrong(f"{where}: 'weight' is {str(weight)[:40]}: expected a finite number of 0 or more.")
         meta = {key: value for key, value in row.items() if key not in COLUMNS}
         images, unlearned = self.images(row, where), _stretches(row, where)
         return Example(images, row["prefix"], row["suffix"], float(weight), where, meta, unlearned)
@@ -143,8 +144,11 @@ class Jsonl:
         return tuple(picture_path(self.folder, name, where, allow_outside=self.allow_outside) for name in named)
 
 
-def find_splits(folder: str | Path, **options: Any) -> dict[str, Jsonl]:
+def find_splits(folder: str | Path, *, failed: dict[str, DataError] | None = None, **options: Any) -> dict[str, Jsonl]:
     """The splits of a folder, or {"train": …} for a single file; options are those of `Jsonl`.
+
+    Args:
+        failed: takes splits that cannot be opened, in place of an error.
 
     Raises:
         DataError: nothing that looks like a split.
@@ -158,8 +162,9 @@ def find_splits(folder: str | Path, **options: Any) -> dict[str, Jsonl]:
             candidates = [base / place.format(word) for word in words for place in _PLACES]
             file = next((candidate for candidate in candidates if candidate.is_file()), None)
             if file is not None and split not in found:
-                found[split] = Jsonl(file, **options)
-    if not found:
+                with trying(split, failed):
+                    found[split] = Jsonl(file, **options)
+    if not found and not failed:
         raise DataError(
             f"{path}: no examples: expected train.jsonl, _annotations.train.jsonl or train/_annotations.jsonl with "
             "rows of image, prefix and suffix."

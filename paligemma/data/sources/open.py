@@ -34,7 +34,10 @@ def _is_jsonl(path: Path) -> bool:
     if any(_JSONL.fullmatch(file.name) for base in (path, path / "dataset") for file in base.glob("*.jsonl")):
         return True
     return any(
-        (path / word / name).is_file() for word in _WORDS for name in ("_annotations.jsonl", "annotations.jsonl")
+        (base / word / name).is_file()
+        for base in (path, path / "dataset")
+        for word in _WORDS
+        for name in ("_annotations.jsonl", "annotations.jsonl")
     )
 
 
@@ -105,11 +108,14 @@ def sniff(path: str | Path) -> str:
     return found[0]
 
 
-def open_data(path: str | Path, *, format: str = "auto", **options: Any) -> dict[str, Any]:
+def open_data(
+    path: str | Path, *, format: str = "auto", failed: dict[str, DataError] | None = None, **options: Any
+) -> dict[str, Any]:
     """The splits of a data set: sources of examples, or of records where annotations are no prompts yet.
 
     Args:
         format: one of `READERS`, or "auto" to look at the content.
+        failed: takes splits that cannot be opened, where others can and the format tells them apart; None: an error.
         options: those of the format's reader, such as images, allow_outside, one_based; None is as not given.
 
     Raises:
@@ -124,8 +130,9 @@ def open_data(path: str | Path, *, format: str = "auto", **options: Any) -> dict
     reader = READERS[format]
     given = {name: value for name, value in options.items() if value is not None}
     parameters = inspect.signature(reader).parameters
+    kept = {} if failed is None or "failed" not in parameters else {"failed": failed}
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        known = [name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
+        known = [name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY and name != "failed"]
         given = {name: value for name, value in given.items() if value is not False or name in known}
         for name in given:
             if name not in known:
@@ -134,7 +141,10 @@ def open_data(path: str | Path, *, format: str = "auto", **options: Any) -> dict
                     f"of those.{nearest(name, known)}"
                 )
     try:
-        return dict(reader(path, **given))
+        found = dict(reader(path, **given, **kept))
+        if failed and not found:
+            raise next(iter(failed.values()))
+        return found
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise

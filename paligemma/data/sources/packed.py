@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,24 @@ from paligemma.data.sources.folder import refuse_existing
 from paligemma.data.sources.hub import NO_SPLIT, datasets_package, open_hub
 from paligemma.data.sources.jsonl import SPLITS
 from paligemma.data.sources.parquet import Parquet, files_inside, find_parquet, split_of, write_parquet
-from paligemma.data.sources.tars import Tars, find_tars, write_tars
+from paligemma.data.sources.tars import OURS, Tars, find_tars, write_tars
 from paligemma.errors import DataError
 
 
 def open_parquet(
-    path: str | Path, *, columns: Any = None, images: str | Path | None = None, allow_outside: bool = False
-) -> Mapping[str, Parquet]:
+    path: str | Path, *, columns: Any = None, images: str | Path | None = None, allow_outside: bool = False,
+    failed: dict[str, DataError] | None = None,
+) -> Mapping[str, Parquet]:  # fmt: skip
     """The splits of a folder of Parquet files; columns is a `Columns`, or its fields as a mapping."""
-    return find_parquet(path, columns=columns_of(columns), images=images, allow_outside=allow_outside)
+    own = {"columns": columns_of(columns), "images": images, "allow_outside": allow_outside}
+    return find_parquet(path, failed=failed, **own)
 
 
-def open_tars(path: str | Path, *, columns: Any = None) -> Mapping[str, Tars]:
+def open_tars(
+    path: str | Path, *, columns: Any = None, failed: dict[str, DataError] | None = None
+) -> Mapping[str, Tars]:
     """The splits of a folder of tars, or of a pattern or an address."""
-    return find_tars(path, columns=columns_of(columns))
+    return find_tars(path, columns=columns_of(columns), failed=failed)
 
 
 def open_datasets(
@@ -117,7 +121,7 @@ def write_tar_split(
     """{split}-000000.tar and so on in a folder; returns the first."""
     before = sorted(Path(folder).glob(f"{split}-*.tar"))
     refuse_existing(split, *before[:1], overwrite=overwrite)
-    written = write_tars(_told(examples, left_out), folder, name=split)
+    written = write_tars(_told(examples, left_out, OURS), folder, name=split)
     for stale in set(before) - set(written):  # of a longer split that was replaced
         stale.unlink()
     return written[0]
@@ -154,10 +158,15 @@ def write_saved_split(
     return target
 
 
-def _told(examples: Iterable[Example], left_out: Counter[str] | None) -> Iterator[Example]:
-    """The examples; what of their meta is written as text, since JSON has nothing like it, is counted."""
+def _told(examples: Iterable[Example], left_out: Counter[str] | None, taken: Sequence[str] = ()) -> Iterator[Example]:
+    """The examples; what of their meta is written as text, since JSON has nothing like it, is counted.
+
+    Args:
+        taken: names that the format has for itself: fields of meta that are called so are not written.
+    """
     for example in examples:
         if left_out is not None:
+            left_out.update(f"meta '{key}'" for key in example.meta if key in taken)
             left_out.update(f"meta '{key}' but for its text" for key, it in example.meta.items() if not is_json(it))
         yield example
 

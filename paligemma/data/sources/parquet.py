@@ -25,6 +25,7 @@ from paligemma.data.sources.columns import Columns, encoded, in_folder
 from paligemma.data.sources.identity import picture_key, repeated_ids
 from paligemma.data.sources.jsonl import SPLITS
 from paligemma.data.sources.paths import is_hidden
+from paligemma.data.sources.splits import trying
 from paligemma.errors import DataError, MissingExtra, OptionError, nearest
 
 CACHE_BYTES = 64 * 2**20
@@ -62,8 +63,10 @@ class Parquet:
         self.columns = columns or Columns()
         self.images = None if images is None else Path(images)
         self.allow_outside, self.cache_bytes = allow_outside, cache_bytes
-        self._starts, self._files, self._groups = _layout(self.paths, self.columns)
+        (self._starts, self._files, self._groups), self._damaged = _layout(self.paths, self.columns)
         if not len(self):
+            if self._damaged:
+                raise self._damaged[0]
             raise DataError(f"{self.paths[0]}: no rows: expected at least one. Is this the right file?")
         self._cache: OrderedDict[tuple[int, int], Any] = OrderedDict()
 
@@ -106,8 +109,8 @@ class Parquet:
 
     @cached_property
     def problems(self) -> tuple[str, ...]:
-        """Rows with an id that an earlier one has; only the columns of ids are read."""
-        return repeated_ids(self._ids, self.where)
+        """Files that cannot be read, and rows with an id that an earlier one has; only columns of ids are read."""
+        return (*map(str, self._damaged), *repeated_ids(self._ids, self.where))
 
     def _ids(self) -> Iterator[tuple[int, str]]:
         for index, row in self._some(self.columns.id_names):
@@ -127,6 +130,8 @@ class Parquet:
         """Some columns of every row, of row groups that can be read; reading a row says what is wrong with others."""
         arrow, _ = _arrow()
         for number, path in enumerate(self.paths):
+            if number not in self._files:  # damaged, or empty
+                continue
             with _open(path) as opened:
                 names = chosen(opened.schema_arrow.names)
                 for at in np.flatnonzero(self._files == number) if names else ():
@@ -163,8 +168,14 @@ class Parquet:
         return table
 
 
-def find_parquet(folder: str | Path, **options: Any) -> dict[str, Parquet]:
+def find_parquet(
+    folder: str | Path, *, failed: dict[str, DataError] | None = None, **options: Any
+) -> dict[str, Parquet]:
     """The splits of a folder by the names of its files, or {"train": …} for a single file or names that say none.
+
+    Args:
+        failed: takes splits that cannot be opened, in place of an error.
+        options: those of `Parquet`.
 
     Raises:
         DataError: no Parquet file.
@@ -172,7 +183,11 @@ def find_parquet(folder: str | Path, **options: Any) -> dict[str, Parquet]:
     path = Path(folder)
     if path.is_file():
         return {"train": Parquet(path, **options)}
-    return {split: Parquet(files, **options) for split, files in shards_by_split(path, ".parquet").items()}
+    found = {}
+    for split, files in shards_by_split(path, ".parquet").items():
+        with trying(split, failed):
+            found[split] = Parquet(files, **options)
+    return found
 
 
 def shards_by_split(folder: Path, suffix: str) -> dict[str, list[Path]]:
@@ -330,17 +345,26 @@ def _files(path: str | Path | Sequence[str | Path], split: str | None) -> list[P
     return found[chosen]
 
 
-def _layout(paths: Sequence[Path], columns: Columns) -> tuple[Any, Any, Any]:
-    """First row, file and number in it of every row group; the rows end with one more start, the total."""
+def _layout(paths: Sequence[Path], columns: Columns) -> tuple[tuple[Any, Any, Any], tuple[DataError, ...]]:
+    """First row, file and number in it of every row group; the rows end with one more start, the total.
+
+    And what is wrong with files that cannot be opened, which have none.
+    """
     starts, files, groups = [0], [], []
+    damaged: list[DataError] = []
     for number, path in enumerate(paths):
-        with _open(path) as opened:
+        try:
+            whole = _open(path)
+        except DataError as error:
+            damaged.append(error)
+            continue
+        with whole as opened:
             columns.check(opened.schema_arrow.names, path.name)
             for group in range(opened.metadata.num_row_groups):
                 starts.append(starts[-1] + opened.metadata.row_group(group).num_rows)
                 files.append(number)
                 groups.append(group)
-    return np.array(starts, np.int64), np.array(files, np.int32), np.array(groups, np.int32)
+    return (np.array(starts, np.int64), np.array(files, np.int32), np.array(groups, np.int32)), tuple(damaged)
 
 
 def split_of(name: str) -> str | None:

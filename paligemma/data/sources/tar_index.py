@@ -33,6 +33,9 @@ _PACKED = {
     b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
 }  # fmt: skip
 _EXAMPLE, _MEMBER = 16, 24  # bytes of a line
+PICTURES = frozenset(
+    {"jpg", "jpeg", "jfif", "jpe", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "jp2", "avif"}
+)
 
 
 class State(NamedTuple):
@@ -119,10 +122,10 @@ class KeptIndex:
 
 
 def scan(file: BinaryIO, size: int, name: str) -> Index:
-    """Find the members of a tar by its headers; the data is skipped.
+    """Find the members of a tar by its headers; the data is skipped. What is no tar at all has none, and says why.
 
     Raises:
-        DataError: compressed, or no tar at all.
+        DataError: compressed.
     """
     _refuse_packed(file, name)
     found: dict[str, list[tuple[int, int, int]]] = {}
@@ -142,7 +145,9 @@ def scan(file: BinaryIO, size: int, name: str) -> Index:
                 there.append((offset, length, kind))
     if ending and len(found) > 1:  # files that the example before has and the last one lacks lay behind the break
         before, last = list(found.values())[-2:]
-        last += [(size, 1, kind) for _, _, kind in before if kind not in {kind for _, _, kind in last}]
+        names = list(kinds)
+        has = {_alike(names[kind]) for _, _, kind in last}
+        last += [(size, 1, kind) for _, _, kind in before if _alike(names[kind]) not in has]
     keys = [key.encode("utf-8", "surrogateescape") for key in found]
     return Index(
         tuple(kinds),
@@ -151,6 +156,12 @@ def scan(file: BinaryIO, size: int, name: str) -> Index:
         b"".join(keys),
         (*problems, *ending),
     )
+
+
+def _alike(kind: str) -> str:
+    """The kind of a file, of pictures whatever their format: "0.jpg" and "0.png" are the same."""
+    start, dot, last = kind.rpartition(".")
+    return f"{start}{dot}picture" if last in PICTURES else kind
 
 
 def _headers(file: BinaryIO, size: int, name: str, ending: list[str]) -> Iterator[tuple[str, int, int, bool]]:
@@ -162,7 +173,8 @@ def _headers(file: BinaryIO, size: int, name: str, ending: list[str]) -> Iterato
     try:
         tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - the file belongs to the caller
     except (tarfile.TarError, ValueError, OSError) as error:
-        raise DataError(f"{name}: not a tar ({error}): expected a tar of examples. Check the path.") from None
+        ending.append(f"{name}: not a tar, or cut off ({error}): expected a tar of examples. Fetch the shard again.")
+        return
     tar.firstmember = None  # type: ignore[attr-defined]  # it would come a second time
     offset = 0
     while offset < size:

@@ -37,6 +37,7 @@ from paligemma.data.example import Example
 from paligemma.data.sources.columns import Columns, decoded, encoded, kind_of
 from paligemma.data.sources.identity import ENDS
 from paligemma.data.sources.parquet import by_number, shards_by_split
+from paligemma.data.sources.splits import trying
 from paligemma.data.sources.storage import (
     far_files,
     far_folder,
@@ -49,6 +50,7 @@ from paligemma.data.sources.storage import (
     state_of,
 )
 from paligemma.data.sources.tar_index import (
+    PICTURES,
     KeptIndex,
     Member,
     State,
@@ -61,9 +63,7 @@ from paligemma.data.sources.tar_index import (
 )
 from paligemma.errors import DataError, OptionError, nearest
 
-PICTURES = frozenset(
-    {"jpg", "jpeg", "jfif", "jpe", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "jp2", "avif"}
-)
+OURS = ("image", "prefix", "suffix", "weight", "unlearned")  # fields of an example's .json that mean something to us
 TEXTS = frozenset({"txt", "cls", "text", "caption"})
 MAX_SHARDS = 1_000_000
 N_READERS = 8  # shards of a bucket that are looked through at a time
@@ -85,7 +85,7 @@ class Tars:
         problems: what is wrong with the shards: cut off, damaged, double keys.
 
     Raises:
-        DataError: no such shard, no tar, compressed, or no example in any. MissingExtra: an address without fsspec.
+        DataError: no such shard, compressed, or no example in any. MissingExtra: an address without fsspec.
     """
 
     def __init__(
@@ -106,8 +106,8 @@ class Tars:
         self._starts = np.cumsum([0, *(len(kept_index(*one)) for one in self._indexes)])
         self.problems: tuple[str, ...] = tuple(told for one in self._indexes for told in kept_index(*one).problems())
         if not len(self):
-            told = f" ({self.problems[0]})" if self.problems else ""
-            raise DataError(f"{self.shards[0]}: no examples{told}: expected files such as 0001.jpg and 0001.json.")
+            none = f"{self.shards[0]}: no examples: expected files such as 0001.jpg and 0001.json."
+            raise DataError(self.problems[0] if self.problems else none)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -201,17 +201,27 @@ class Tars:
         return shard, kept_index(*self._indexes[shard]), index - int(self._starts[shard])
 
 
-def find_tars(folder: str | Path, **options: Any) -> dict[str, Tars]:
+def find_tars(folder: str | Path, *, failed: dict[str, DataError] | None = None, **options: Any) -> dict[str, Tars]:
     """The splits of a folder by the names of its shards, or {"train": …} for anything else; options are `Tars`'.
+
+    Args:
+        failed: takes splits that cannot be opened, in place of an error.
 
     Raises:
         DataError: no tar.
     """
-    if is_address(folder) and (found := far_folder(str(folder))):
-        return {split: Tars(files, **options) for split, files in found.items()}
-    if not is_address(folder) and Path(folder).is_dir():
-        return {split: Tars(files, **options) for split, files in shards_by_split(Path(folder), ".tar").items()}
-    return {"train": Tars(folder, **options)}
+    shards: Mapping[str, Sequence[str | Path]] | None = None
+    if is_address(folder):
+        shards = far_folder(str(folder))
+    elif Path(folder).is_dir():
+        shards = shards_by_split(Path(folder), ".tar")
+    if not shards:
+        return {"train": Tars(folder, **options)}
+    found = {}
+    for split, files in shards.items():
+        with trying(split, failed):
+            found[split] = Tars(files, **options)
+    return found
 
 
 def write_tars(
@@ -301,8 +311,11 @@ def _indexed(shard: str, kept: Path | None, spare: Path) -> tuple[Path, State, i
         if read_index(path, state) is not None:
             return path, state, path.stat().st_mtime_ns
     with open_shard(shard) as file:
-        data = to_bytes(scan(file, state.size, name_of(shard)), state)
-    if is_far and not kept:
+        index = scan(file, state.size, name_of(shard))
+    data = to_bytes(index, state)
+    if not len(index.members):  # perhaps no tar: nothing is left beside it
+        places = [spare / unique]
+    elif is_far and not kept:
         send_index(shard, data)
     for path in places[:-1]:
         with contextlib.suppress(OSError):  # a folder that cannot be written
@@ -374,6 +387,15 @@ def _json(data: bytes, where: str) -> Any:
         raise DataError(f"{where}: not JSON ({error}): expected an object with prefix and suffix.") from None
 
 
+def packable(example: Example) -> bool:
+    """Whether the pictures of an example can be written into a tar; only those of other formats are decoded.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    return bool(_members(example))
+
+
 def _members(example: Example) -> list[tuple[str, bytes]]:
     """The files of an example, by what follows the key."""
     files = [encoded(image, example.where)[0] for image in example.images]
@@ -383,7 +405,7 @@ def _members(example: Example) -> list[tuple[str, bytes]]:
         if kind not in PICTURES:
             data, kind = encoded(decoded(data, example.where), example.where)[0], "png"
         named.append((kind if len(files) == 1 else f"{i}.{kind}", data))
-    kept = {key: value for key, value in example.meta.items() if key not in ("weight", "unlearned")}  # ours, not theirs
+    kept = {key: value for key, value in example.meta.items() if key not in OURS}
     row = {**kept, "prefix": example.prefix, "suffix": example.suffix}
     row |= {} if example.weight == 1 else {"weight": example.weight}
     row |= {"unlearned": example.unlearned} if example.unlearned else {}

@@ -11,7 +11,6 @@ other with `one_based=False`.
 
 import math
 import re
-import struct
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from paligemma.data.sources.folder import SUFFIXES, picture_size, read_text
 from paligemma.data.sources.jsonl import SPLITS
 from paligemma.data.sources.paths import is_inside, leads_out, picture_path
 from paligemma.errors import DataError, ImageError, nearest
-from paligemma.processing.picture_file import open_picture, read_file
+from paligemma.processing.picture_file import DAMAGED, open_picture, read_file
 from paligemma.results import BoxXyxyPx
 
 LABELS = "labels.txt"  # ours: VOC itself keeps no list of classes
@@ -110,7 +109,8 @@ class Voc:
         where, tree = self.where(index), self._tree(index)
         picture = self._picture(tree, index)
         sides = [_said(tree, f"size/{side}") for side in ("height", "width")]
-        size = (int(sides[0]), int(sides[1])) if all(s.isdecimal() and int(s) > 0 for s in sides) else None
+        is_size = all(s.isdecimal() and len(s) < 7 and int(s) > 0 for s in sides)
+        size = (int(sides[0]), int(sides[1])) if is_size else None
         size = size or picture_size(picture, where)
         things = tree.findall("object")
         masks = self._masks(index, size, len(things))
@@ -127,7 +127,7 @@ class Voc:
     def _tree(self, index: int) -> ET.Element:
         name, where = self._names[index], self.where(index)
         file = self.annotations / f"{name}.xml"
-        if leads_out(name) or not (self.allow_outside or is_inside(self.annotations, file)):
+        if "\0" in name or leads_out(name) or not (self.allow_outside or is_inside(self.annotations, file)):
             raise DataError(f"{where} lies outside {self.annotations}: expected a name inside. Mend the list of names.")
         try:
             data = file.read_bytes()
@@ -303,7 +303,7 @@ def _object_numbers(file: Path, size_hw: tuple[int, int], n_objects: int, where:
             raise wrong(f"has {picture.width}×{picture.height} pixels", f"the picture's {width}×{height}")
         try:
             numbers = np.asarray(picture)
-        except (OSError, SyntaxError, ValueError, struct.error) as error:  # Pillow's, of a damaged file
+        except DAMAGED as error:
             raise wrong(f"cannot be decoded ({error})", "a whole PNG") from None
     if (largest := int(numbers.max(initial=0, where=numbers != OUTSIDE))) > n_objects:
         raise wrong(f"has an object {largest}", f"numbers up to {n_objects}, the objects of the XML file")

@@ -60,6 +60,7 @@ class Yolo:
         self.labels = tuple(dict.fromkeys(self._names[number] for number in sorted(self._names)))
         self.has_keypoints, self.allow_outside = has_keypoints, allow_outside
         self.lists: frozenset[Path] = frozenset()  # text files that name pictures, and belong to none
+        self.refused: Mapping[Path, DataError] = {}  # pictures that a list names and that may not be read, or are gone
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -84,9 +85,12 @@ class Yolo:
         """The record of a picture; of the picture only the head is read, for its size.
 
         Raises:
-            DataError: a row of the text file that is no box and no outline, or an unknown class; a damaged picture.
+            DataError: a row of the text file that is no box and no outline, or an unknown class; a damaged picture; a
+                line of a list that names none.
         """
         picture, where = Path(self._pictures[index]), self.where(index)
+        if (refused := self.refused.get(picture)) is not None:
+            raise DataError(str(refused), kind=refused.kind)
         name = os.path.relpath(picture, self.root)
         picture_path(self.root, name, where, allow_outside=self.allow_outside, also=())
         size, text = picture_size(picture, where), self.text_of(picture)
@@ -105,7 +109,8 @@ class Yolo:
 
         A picture of another split counts: lists of pictures may divide one folder.
         """
-        texts = Counter(self.text_of(Path(picture)) for picture in self._pictures)
+        pictures = map(Path, self._pictures)
+        texts = Counter(self.text_of(picture) for picture in pictures if picture not in self.refused)
         shared = [text for text, n in texts.items() if n > 1]
         folders = {text.parent for text in texts}
         lost = sorted(
@@ -176,6 +181,7 @@ def find_yolo(folder: str | Path, *, allow_outside: bool = False) -> dict[str, Y
     root = root_of(said, file, allow_outside)
     found: dict[str, Yolo] = {}
     lists: list[Path] = []
+    refused: dict[Path, DataError] = {}
     for split, words in SPLITS.items():
         key = next((word for word in words if said.get(word)), None)
         if key is None:
@@ -184,28 +190,33 @@ def find_yolo(folder: str | Path, *, allow_outside: bool = False) -> dict[str, Y
         pictures: list[Path] = []
         for entry in entries:
             place = _place(root, entry, f"{file.name} {key}", allow_outside)
-            if place is None and split == "test":
-                continue  # Roboflow names a test folder whether it made one or not
+            if place is None and (split == "test" or _is_roboflows(split, entry)):
+                continue  # Roboflow names all three folders whether it made them or not
             if place is None:
                 known = [path.relative_to(root).as_posix() for path in root.glob("*/*") if path.is_dir()]
                 hint = nearest(str(entry), known)
                 raise DataError(f"{file}: {key}: {entry} is not there: expected a folder of pictures.{hint}")
             if place.is_file():
                 lists.append(place)
-            pictures += _listed(place, root, allow_outside) if place.is_file() else pictures_of(place)
+            pictures += _listed(place, root, allow_outside, refused) if place.is_file() else pictures_of(place)
         if pictures:
             found[split] = Yolo(
                 pictures, names, root=root, has_keypoints="kpt_shape" in said, allow_outside=allow_outside
             )
-        elif split != "test":
+        elif split != "test" and not all(_is_roboflows(split, entry) for entry in entries):
             raise DataError(f"{file}: {key}: no pictures in {said[key]}: expected at least one. Check the folder.")
     if not found:
         raise DataError(
             f"{file}: no train, val or test: expected a folder of pictures for each.{nearest('train', said)}"
         )
     for source in found.values():
-        source.lists = frozenset(lists)
+        source.lists, source.refused = frozenset(lists), refused
     return found
+
+
+def _is_roboflows(split: str, entry: Any) -> bool:
+    """Whether a folder of held-out pictures is called as Roboflow does: "../valid/images"."""
+    return split == "valid" and str(entry).removeprefix("../") == "valid/images"
 
 
 def yolo_file(path: Path) -> Path | None:
@@ -232,7 +243,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """
     try:
         said = yaml.safe_load(read_text(file, "a data.yaml"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date such as 2024-02-30 is a ValueError of Python's
         reason = str(error).replace("\n", " ")[:120]
         raise DataError(f"{file}: not YAML ({reason}): expected names, train and val. Mend the file.") from None
     if not isinstance(said, dict):
@@ -253,6 +264,11 @@ def names_of(said: Mapping[str, Any], file: Path) -> dict[int, str]:
         hint = nearest("names", map(str, said)) if names is None else ""
         told = "empty" if not names else f"a {type(names).__name__}"
         raise DataError(f"{file}: names is {told}: expected the names of the classes, a list or by number.{hint}")
+    if wrong := [name for name in names.values() if isinstance(name, bool) or name is None]:
+        raise DataError(
+            f"{file}: a name is {wrong[0]!r}, which YAML makes of words such as no, yes, on, off and null: expected "
+            'text. Put it in quotes, "no".'
+        )
     if not all(isinstance(number, int) and number >= 0 for number in names):
         raise DataError(f"{file}: names by {list(names)[:5]}: expected whole numbers from 0. Mend the file.")
     return {number: str(name) for number, name in names.items()}
@@ -293,13 +309,21 @@ def _place(root: Path, entry: Any, where: str, allow_outside: bool) -> Path | No
     return None
 
 
-def _listed(file: Path, root: Path, allow_outside: bool) -> list[Path]:
-    """The pictures that a .txt names, one a line; "./" is the folder of the file."""
+def _listed(file: Path, root: Path, allow_outside: bool, refused: dict[Path, DataError]) -> list[Path]:
+    """The pictures that a .txt names, one a line; "./" is the folder of the file.
+
+    Args:
+        refused: takes what is wrong with a line, which is an error of its row and not of the list.
+    """
     found = []
     for number, line in enumerate(read_text(file, "a list of pictures").splitlines(), 1):
         name, where = line.strip(), f"{file.name} line {number}"
         if not name:
             continue
         base = file.parent if name.startswith("./") else root
-        found.append(picture_path(base, name, where, allow_outside=allow_outside, also=()))
+        try:
+            found.append(picture_path(base, name, where, allow_outside=allow_outside, also=()))
+        except DataError as error:
+            found.append(base / name)
+            refused[found[-1]] = error
     return found

@@ -29,7 +29,7 @@ def jsonl(folder: Path, row: dict[str, Any] | bytes) -> Path:
     return folder
 
 
-def coco(folder: Path, *, size_hw: tuple[int, int] = (H, W), **annotation: Any) -> Path:
+def coco(folder: Path, *, size_hw: tuple[float, float] = (H, W), **annotation: Any) -> Path:
     """Two pictures with a box each; the second one's is given, as is the size that the file says of it."""
     for seed, name in enumerate(("a.png", "b.png")):
         picture(folder / "train" / name, seed=seed)
@@ -70,6 +70,17 @@ def turned_by_exif(folder: Path) -> Path:
     return data
 
 
+def stub(folder: Path, data: bytes) -> Path:
+    (folder / "stub.png").write_bytes(data)
+    return jsonl(folder, {**GOOD, "image": "stub.png"})
+
+
+def continent(folder: Path) -> Path:
+    """A size that is wrong, and an outline in it: its pixels would fill the memory."""
+    return coco(folder, size_hw=(2500 * H, 2500 * W), segmentation=[[4, 4, 20, 4, 20, 20]])
+
+
+CLIP = {"video": "frames", "prefix": "caption en", "suffix": "a cat"}
 ASKED = {"image": "good.png", "prefix": "caption en"}
 RLE = {"size": [H, W], "counts": [9]}
 SPOILED: dict[str, tuple[str, Callable[[Path], Path], str | None]] = {  # kind: what is told, the data, its task
@@ -81,8 +92,17 @@ SPOILED: dict[str, tuple[str, Callable[[Path], Path], str | None]] = {  # kind: 
     "zero-size picture": ("empty.png", zero_size, None),
     "no frames": ("frames", empty_clip, None),
     "no video": ("a.mp4", clip_without_frames, None),
-    "turned-over box": ("has no area", lambda f: coco(f, bbox=[20, 4, -10, 20]), "detect"),
+    "one byte": ("stub.png", lambda f: stub(f, b"B"), None),
+    "three bytes": ("stub.png", lambda f: stub(f, b"BM\0"), None),
+    "turned-over box": ("left < right", lambda f: coco(f, bbox=[20, 4, -10, 20]), "detect"),
+    "turned-over box, counted": ("left < right", lambda f: coco(f, bbox=[20, 4, -10, 20]), "count"),
     "box outside": ("outside", lambda f: coco(f, bbox=[W + 4, 4, 10, 20]), "detect"),
+    "box outside, listed": ("outside", lambda f: coco(f, bbox=[W + 4, 4, 10, 20]), "list_objects"),
+    "size of nothing": ("width 0.5", lambda f: coco(f, size_hw=(1, 0.5)), "detect"),
+    "size of a continent": (f"width {10**10}", lambda f: coco(f, size_hw=(10**10, 10**10)), "detect"),
+    "mask of a continent": ("mask for a picture of 160000×120000", continent, "detect"),
+    "endless weight": ("weight", lambda f: jsonl(f, {**GOOD, "weight": 10**400}), None),
+    "endless clip": ("n_frames", lambda f: jsonl(f, {**CLIP, "n_frames": 10**30, "stride": 1}), None),
     "RLE of the wrong size": (r"size \[6, 6\]", lambda f: coco(f, segmentation={**RLE, "size": [6, 6]}), "detect"),
     "RLE that does not add up": ("run-length", lambda f: coco(f, segmentation=RLE), "detect"),
     "two corners": ("three corners", lambda f: coco(f, segmentation=[[4, 4, 20, 20]]), "detect"),

@@ -13,7 +13,7 @@ from paligemma.data.duplicates import Twins, near_twins
 from paligemma.data.findings import KINDS, table_lines
 from paligemma.data.labels import likely_typos, one_edit
 from paligemma.data.mixture import Mixture, Part
-from paligemma.data.record import Instance, Mask, Record, Text, Word
+from paligemma.data.record import Asked, Instance, Mask, Record, Text, Word
 from paligemma.data.rows import builders_of, no_codes
 from paligemma.data.sources.jsonl import Jsonl
 from paligemma.data.sources.tars import Tars, write_tars
@@ -240,6 +240,45 @@ def test_what_only_a_builder_refuses_is_told(tmp_path):
     assert found.message.startswith("bare: 1 of 1 instances have no mask")
     with pytest.raises(OptionError, match="'segment' without mask_encoder"):
         check({"train": Built(records, builders_of("segment", {}))})
+
+
+def test_every_text_and_every_task_is_looked_at():
+    """Training shows another caption in each epoch; what is wrong with any of them is found at once."""
+    picture = drawn(0)
+    texts = tuple(Text(f"caption {i}" + " long" * (100 * (i == 3))) for i in range(5))
+    things = (Instance("cat", (4.0, 4.0, 20.0, 20.0)),)
+    records = Records(*(Record((picture,), (112, 112), things, texts=texts, where=f"r{i}") for i in range(6)))
+    built = Built(records, builders_of("detect,caption", {}))
+    found = check({"train": built}, length=lambda example: len(example.suffix.split()), max_text=50, decode=False)
+    assert found.counts == {"text too long": 6}
+
+
+def test_half_a_character_is_found_wherever_a_record_has_it(tmp_path):
+    half = "ok \ud83d"
+    made = (
+        {"instances": (Instance(half, (4.0, 4.0, 20.0, 20.0)),)},
+        {"texts": (Text("a"), Text(half))},
+        {"questions": (Asked("what?", ("yes", half)),)},
+        {"meta": {"by": [{"x": half}]}},
+    )
+    records = Records(*(Record((drawn(i),), (112, 112), where=f"r{i}", **fields) for i, fields in enumerate(made)))
+    assert check({"train": records}).of("not UTF-8")
+    assert check({"train": records}).counts["not UTF-8"] == len(made)
+    source = folder(tmp_path, [row(references=["ok", half])])
+    assert check({"train": source}).counts == {"not UTF-8": 1}
+
+
+def test_clips_are_told_by_all_of_their_frames():
+    """Many begin with the same black frame."""
+    black = np.zeros((24, 32, 3), np.uint8)
+
+    def clip(*seeds: int) -> Record:
+        return Record((black, *(np.resize(drawn(seed), (24, 32, 3)) for seed in seeds)), where=f"clip {seeds}")
+
+    apart = {"train": Records(clip(1, 2)), "valid": Records(clip(3, 4))}
+    assert check(apart).of("same picture in two splits") == []
+    same = {"train": Records(clip(1, 2)), "valid": Records(clip(1, 2))}
+    assert len(check(same).of("same picture in two splits")) == 1
 
 
 def test_misspelt_labels_and_pictures_shown_twice_are_found_in_a_data_set(tmp_path):

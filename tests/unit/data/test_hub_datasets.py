@@ -71,6 +71,30 @@ def test_rows_become_examples_and_labels_their_names():
         source[5]
 
 
+def test_class_labels_inside_lists_and_groups_come_as_their_names():
+    kind = datasets.ClassLabel(names=["cat", "dog"])
+    features = datasets.Features(
+        {
+            "labels": datasets.List(kind), "things": datasets.List({"category": kind, "area": datasets.Value("int64")}),
+            "group": {"kind": kind}, "unknown": kind,
+        }
+    )  # fmt: skip
+    rows = {
+        "labels": [[1, 0]], "things": [[{"category": 0, "area": 5}, {"category": 1, "area": 7}]],
+        "group": [{"kind": 1}], "unknown": [-1],
+    }  # fmt: skip
+    data = datasets.Dataset.from_dict(rows, features=features)
+    said = "{labels[0]} {things[0][category]} {things[1][category]} {group[kind]} {things[1][area]}"
+    for source in (
+        HubDataset(data, columns=Columns(image=None, prefix="=p", suffix=said)),
+        StreamSource(data.to_iterable_dataset(), columns=Columns(image=None, prefix="=p", suffix=said), n_examples=1),
+    ):
+        assert source[0].suffix == "dog cat dog dog 7"
+        assert source[0].meta["unknown"] is None
+    with pytest.raises(DataError):  # nobody knows the class: no answer "-1"
+        HubDataset(data, columns=Columns(image=None, prefix="=p", suffix="{unknown}"))[0]
+
+
 def test_lists_of_pictures_are_left_undecoded():
     pictures = [[Image.fromarray(picture(0)), Image.fromarray(picture(1))], []]
     features = datasets.Features({"images": datasets.List(datasets.Image()), "prefix": datasets.Value("string")})

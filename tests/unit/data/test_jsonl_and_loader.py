@@ -180,7 +180,7 @@ def test_an_error_in_a_worker_reads_as_it_does_here(tmp_path):
     "options", [{"batch_size": 0}, {"part_size": 0}, {"arrange": "packed"}, {"workers": -1}, {"world_size": 9}]
 )
 def test_options_that_make_no_sense_are_refused(rows, options):
-    with pytest.raises(OptionError, match=r"data\."):
+    with pytest.raises(OptionError, match=r"loader\."):
         loader_of(rows, **options)
 
 

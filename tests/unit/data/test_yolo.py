@@ -7,13 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from paligemma.data.check import check
+from paligemma.data.loader import Loader, LoaderOptions
 from paligemma.data.record import Instance, Mask, Record
+from paligemma.data.rows import open_rows
 from paligemma.data.sources.outline import join_outlines, outline, split_outlines
 from paligemma.data.sources.yolo import find_yolo
 from paligemma.data.sources.yolo_write import write_yolo
 from paligemma.errors import DataError, OptionError
 from paligemma.processing.image import load_image
 from tests.picture_folders import SIZE_HW, all_of, annotations, boxes, drawn_records, picture
+from tests.training_runs import processor
 
 
 def folder(at, rows="", *, file="images/train/a.png", text="labels/train/a.txt", **said):
@@ -117,15 +121,39 @@ def test_boxes_outside_are_left_for_the_check(tmp_path):
         ({"val": "images/none"}, "val: images/none is not there"),
         ({"train": "empty"}, "no pictures in empty"),
         ({"path": ".."}, "path: .. lies outside"),
-        ({"train": "list.txt"}, "list.txt line 2: the picture /etc/passwd lies outside"),
+        ({"names": [False, True]}, "a name is False, which YAML makes of words such as no.*quotes"),
     ],
 )
 def test_a_data_yaml_that_cannot_be_used_is_refused(tmp_path, said, message):
     picture(tmp_path / "out" / "a.png")
     (tmp_path / "set" / "empty").mkdir(parents=True)
-    (tmp_path / "set" / "list.txt").write_text("images/train/a.png\n/etc/passwd\n")
     with pytest.raises(DataError, match=message):
         find_yolo(folder(tmp_path / "set", **said))
+
+
+def test_a_line_of_a_list_that_names_no_picture_is_an_error_of_its_row(tmp_path):
+    picture(tmp_path / "x.png")
+    path = folder(tmp_path / "set", "0 0.5 0.5 0.25 0.5\n", train="list.txt")
+    (path / "list.txt").write_text("images/train/a.png\n/etc/passwd\nimages/train/b.png\n../x.png\nnul\0.png\n")
+    found = find_yolo(path)["train"]
+    assert len(found[0].instances) == 1
+    assert found.problems == ()
+    kinds = ("path outside", "missing picture", "path outside", "missing picture")
+    for index, kind in enumerate(kinds, 1):
+        with pytest.raises(DataError, match=rf"list.txt line {index + 1}: the picture") as error:
+            found[index]
+        assert error.value.kind == kind
+    findings = check(open_rows(path, task="detect", keep_all=True))
+    assert findings.counts == {"missing picture": 2, "path outside": 2}
+    loader = Loader(open_rows(path, task="detect")["train"], processor(), LoaderOptions(batch_size=5, skip_broken=True))
+    step = loader.step(0)
+    assert len(step.broken) == 4
+    assert step.names == ("labels/train/a.txt",)
+
+
+def test_roboflows_folders_that_were_not_made_are_passed_over(tmp_path):
+    path = folder(tmp_path, train="../train/images", val="../valid/images", file="train/images/a.png")
+    assert list(find_yolo(path)) == ["train"]
 
 
 def test_pictures_elsewhere_are_read_where_they_are_allowed(tmp_path):
