@@ -30,7 +30,7 @@ from paligemma.data.sources.packed import write_parquet_split, write_saved_split
 from paligemma.data.sources.tars import packable
 from paligemma.data.sources.voc_write import write_voc
 from paligemma.data.sources.yolo_write import write_yolo
-from paligemma.data.subset import problems_of
+from paligemma.data.subset import problems_of, unread_of
 from paligemma.data.unfold import Build, Unfolded, joined, lost, numbered
 from paligemma.errors import DataError, ImageError, OptionError, nearest
 
@@ -173,7 +173,9 @@ def write_split(
     source = source.once() if isinstance(source, Mixture) else source
     writer, is_records = _writer(to), holds_records(source)
     report = _Report(skip_broken)
-    report.problems += problems_of(source.mixture if isinstance(source, Once) else source)
+    whole = source.mixture if isinstance(source, Once) else source
+    report.problems += problems_of(whole)
+    report.left_out.update(unread_of(whole))
     labels = (source.labels if is_records else ()) if labels is None else labels
     rows: Iterable[Any] = report.rows(source, seed) if is_records or writer.holds == "examples" else ()
     options: dict[str, Any] = {"split": split, "overwrite": overwrite, "left_out": report.left_out}

@@ -1,6 +1,7 @@
 """Some rows of a source, and which rows to hold out."""
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -73,6 +74,24 @@ def problems_of(source: Any) -> Iterator[str]:
         yield from problems_of(inner)
     for name, part in getattr(source, "parts", {}).items():
         yield from (f"{name}: {problem}" for problem in problems_of(part.source))
+
+
+def unread_of(source: Any) -> Counter[str]:
+    """What the files behind a source hold and its rows have no place for, through whatever wraps it."""
+    found = Counter(getattr(source, "left_out", ()))
+    for inner in _inside(source):
+        found.update(unread_of(inner))
+    return found
+
+
+def _inside(source: Any) -> Iterator[Any]:
+    """The sources that a source is made of."""
+    for name in ("records", "source"):
+        inner = getattr(source, "__dict__", {}).get(name)
+        if inner is not None and not isinstance(inner, tuple | list):
+            yield inner
+    yield from getattr(source, "sources", ())
+    yield from (part.source for part in getattr(source, "parts", {}).values())
 
 
 def pictures_of_rows(source: Any) -> NDArray[np.int64]:

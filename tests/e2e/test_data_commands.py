@@ -4,7 +4,11 @@ import base64
 import html
 import io
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +44,52 @@ def boxes(folder: Path) -> list[list[tuple[str, list[int]]]]:
         sorted((item.label, [round(side) for side in item.box_xyxy_px]) for item in records[i].instances)
         for i in range(len(records))
     )
+
+
+def test_a_split_that_cannot_be_opened_does_not_hide_what_the_others_hold(tmp_path, coco, capsys):
+    (folder := tmp_path / "coco").mkdir()
+    for split in ("train", "valid"):
+        shutil.copytree(coco / split, folder / split)
+    (folder / "test").mkdir()
+    (folder / "test" / "_annotations.coco.json").write_bytes(b'{"images": [], "annotations": [], "caf\xe9": []}')
+    assert main(["data", "check", str(folder), "--json"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    assert told["rows"] == {"test": 0, "train": 5, "valid": 2}
+    errors = [(one["kind"], one["count"]) for one in told["findings"] if one["level"] == "error"]
+    assert errors == [("not UTF-8", 1)]
+    assert main(["data", "check", str(folder), "--json", "--split", "train"]) == 0
+    capsys.readouterr()
+    assert main(["train", "transfer", "--data", str(folder), "--task", "detect", "--out", str(tmp_path / "run")]) == 2
+    assert "not UTF-8" in capsys.readouterr().err
+
+
+def test_a_parquet_file_that_is_cut_costs_its_rows_alone(tmp_path, capsys):
+    folder = tmp_path / "rows"
+    assert main(["data", "generate", str(folder), "--to", "parquet", "--n", "4", "--valid", "0"]) == 0
+    whole = (folder / "train.parquet").read_bytes()
+    (folder / "train.parquet").rename(folder / "train-00000.parquet")
+    (folder / "train-00001.parquet").write_bytes(whole[: len(whole) // 2])
+    capsys.readouterr()
+    assert main(["data", "check", str(folder), "--json"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    assert told["rows"] == {"train": 4}
+    assert [(one["kind"], one["count"]) for one in told["findings"]] == [("cut archive", 1)]
+
+
+def test_half_a_character_is_told_whatever_the_terminal(tmp_path):
+    """What is wrong with a name must not break the line that says so."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    rows = [{"image": "b\ud800.png", "prefix": "p", "suffix": "s"}]
+    rows += [{"image": "a.png", "prefix": "p", "suffix": "s", "id": "\ud83d"}] * 2
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for more in ([], ["--json"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "paligemma", "data", "check", str(tmp_path), *more],
+            capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2, done.stderr
+        assert b"\\ud800" in done.stdout
+    assert {one["kind"] for one in json.loads(done.stdout)["findings"]} >= {"missing picture", "duplicate id"}
 
 
 @pytest.mark.parametrize("name", FORMATS)

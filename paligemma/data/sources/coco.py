@@ -26,6 +26,12 @@ from paligemma.results import BoxXyxyPx
 
 CAPTION_FILE = "_captions.coco.json"
 _KNOWN = ("id", "file_name", "width", "height")
+_READ = frozenset(  # fields of annotations; their own numbers and areas follow from the rest
+    {
+        "id", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd", "caption", "lang", "style",
+        "question", "answers", "utf8_string", "legibility",
+    }
+)  # fmt: skip
 _KINDS = ("instances", "captions")
 _YEAR = re.compile(r"(?:19|20)\d\d$")
 
@@ -59,12 +65,16 @@ class Coco:
         self._categories: dict[Any, str] = {}
         self._unclear: dict[str, set[Any]] = {"image": set(), "category": set()}  # ids that mean two things
         problems: list[str] = []
+        self.left_out: Counter[str] = Counter()  # what annotations hold and records have no place for
         categories: dict[Any, dict[str, Any]] = {}
         for file in self.paths:
             tables = _tables(file)
             problems += self._add_images(tables["images"], file, rows)
             problems += self._add_categories(tables["categories"], file, categories)
             problems += _add_annotations(tables["annotations"], file, rows, notes)
+        for own in notes.values():
+            for note in own:
+                self.left_out.update(f"'{key}' of single annotations" for key in note if key not in _READ)
         if not rows:
             raise DataError(f"{self.path}: no pictures: expected rows in 'images'. Is this the right file?")
         self.labels = _labels(categories, notes)

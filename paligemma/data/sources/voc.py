@@ -35,6 +35,7 @@ LABELS = "labels.txt"  # ours: VOC itself keeps no list of classes
 MASKS = "SegmentationObject"
 OUTSIDE = 255  # of these PNG: no object, among others the line that VOC draws round each
 EXTRAS = ("pose", "truncated", "difficult")
+BOX_OF = ("name", "bndbox")  # of an object; all else stands in meta["objects"]
 _OLD_LINE = re.compile(r"(.+?)\s+(?:-1|0|1)")  # "2008_000008 -1", the lists of one class
 
 
@@ -100,7 +101,7 @@ class Voc:
         return (f"{len(twice):,} names are listed twice, the first {twice[0]}",) if twice else ()
 
     def __getitem__(self, index: int) -> Record:
-        """The record of a picture; meta["objects"] holds pose, truncated and difficult of each object.
+        """The record of a picture; meta["objects"] holds what else each object says: pose, truncated, …
 
         Raises:
             DataError: the XML file is missing, damaged or declares entities, a box is not four finite numbers, the
@@ -120,7 +121,7 @@ class Voc:
             if not label:
                 raise DataError(f"{called}: no name: expected a label.")
             instances.append(Instance(label, self._box(thing, called), masks.get(number)))
-            extras.append({key: said for key in EXTRAS if (said := _said(thing, key))})
+            extras.append(_beside(thing))
         meta: dict[str, Any] = {"objects": tuple(extras)} if any(extras) else {}
         return Record((picture,), size, tuple(instances), id=self._names[index], where=where, meta=meta)
 
@@ -267,6 +268,21 @@ def _is_utf8(data: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def _beside(thing: ET.Element, known: tuple[str, ...] = BOX_OF) -> dict[str, Any]:
+    """What an object says besides name and box: texts, and groups of them, such as the parts of a body, as lists."""
+    found: dict[str, Any] = {}
+    for child in thing:
+        if child.tag in known:
+            continue
+        if len(child):
+            found.setdefault(child.tag, [])
+            if isinstance(found[child.tag], list):
+                found[child.tag].append(_beside(child, ()))
+        elif said := (child.text or "").strip():
+            found[child.tag] = said
+    return found
 
 
 def _said(tree: ET.Element, path: str) -> str:

@@ -1,6 +1,7 @@
 """Records to a Pascal VOC folder: pictures, an XML file for each, a PNG of object numbers where there are masks."""
 
 import math
+import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,10 +25,11 @@ from paligemma.data.sources.folder import (
     size_of,
     split_name,
 )
-from paligemma.data.sources.voc import EXTRAS, LABELS, MASKS, OUTSIDE, listed_labels
+from paligemma.data.sources.voc import BOX_OF, EXTRAS, LABELS, MASKS, OUTSIDE, listed_labels
 from paligemma.errors import DataError, nearest
 from paligemma.results import BoxXyxyPx
 
+_TAG = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)  # what XML lets an element be called
 _SETS = {"train": "train", "valid": "val", "test": "test"}
 
 
@@ -115,7 +117,7 @@ def _write(
         with naming(record.where):
             numbers = _object_numbers(record, things, left_out)
         with replaced(text) as part:
-            tree = _annotation(record, name, is_segmented=numbers is not None)
+            tree = _annotation(record, name, is_segmented=numbers is not None, left_out=left_out)
             tree.write(part, encoding="utf-8")
         if numbers is not None:
             with replaced(drawn) as part:
@@ -144,7 +146,9 @@ def _remove(old: set[str], kept: set[Path], folder: Path) -> None:
                 path.unlink()
 
 
-def _annotation(record: Record, name: str, *, is_segmented: bool) -> "ET.ElementTree[ET.Element]":
+def _annotation(
+    record: Record, name: str, *, is_segmented: bool, left_out: Counter[str]
+) -> "ET.ElementTree[ET.Element]":
     height, width = size_of(record)
     root = ET.Element("annotation")
     _put(root, "folder", "JPEGImages")
@@ -162,8 +166,12 @@ def _annotation(record: Record, name: str, *, is_segmented: bool) -> "ET.Element
         thing = ET.SubElement(root, "object")
         _put(thing, "name", item.label)
         said = extras[number] if extras and isinstance(extras[number], dict) else {}
-        for key, plain in zip(EXTRAS, ("Unspecified", "0", "0"), strict=True):
-            _put(thing, key, str(said.get(key, plain)))
+        plain = dict(zip(EXTRAS, ("Unspecified", "0", "0"), strict=True))
+        for key, value in {**plain, **said}.items():
+            if isinstance(value, str) and _TAG.fullmatch(key) and key not in BOX_OF:
+                _put(thing, key, value)
+            else:
+                left_out[f"'{key}' of single objects"] += 1
         box = ET.SubElement(thing, "bndbox")
         left, top, right, bottom = whole_pixels(item.box_xyxy_px)
         for edge, value in (("xmin", left + 1), ("ymin", top + 1), ("xmax", right), ("ymax", bottom)):

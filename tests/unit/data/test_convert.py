@@ -216,10 +216,12 @@ class Listed(list):
 def test_half_a_character_costs_its_row_alone(tmp_path, to):
     said = [Example((picture(tmp_path / f"{i}.png", seed=i),), "detect x", f"{CAT[:36]} {label}", where=f"row {i}")
             for i, label in enumerate(["cat", "cut \ud83d"])]  # fmt: skip
+    beside = picture(tmp_path / "2.png", seed=2)
+    said.append(Example((beside,), "detect x", f"{CAT[:36]} cat", meta={"notes": ["cut \ud83d"]}))
     with pytest.raises(DataError, match=r"row 1.*half of a character"):
         write_split(said, tmp_path / "out", to=to)
     done = write_split(said, tmp_path / "again", to=to, skip_broken=True)
-    assert (done.n_rows, len(done.problems)) == (1, 1)
+    assert (done.n_rows, len(done.problems)) == (1, 2)
 
 
 def test_pixels_that_several_rows_show_are_written_once(tmp_path):
@@ -318,6 +320,49 @@ def test_losses_that_no_rule_of_a_format_names_are_counted_too(tmp_path):
     assert +left_out[write_coco] == {"meta 'when'": 1}
     (back,) = all_of(open_data(tmp_path / "write_yolo")["train"])
     assert back.instances[0].box_xyxy_px == (20, 20, 40, 39)
+
+
+@pytest.mark.parametrize("to", ["coco", "yolo", "voc", "jsonl"])
+def test_fields_of_single_annotations_are_counted_as_lost(tmp_path, coco, to):
+    file = coco / "train" / "_annotations.coco.json"
+    tree = json.loads(file.read_text())
+    n = len(tree["annotations"])
+    tree["annotations"] = [{**note, "score": 0.5, "attributes": {"wet": True}} for note in tree["annotations"]]
+    file.write_text(json.dumps(tree))
+    build = BUILDERS["detect"] if to == "jsonl" else None
+    lost = convert(coco, tmp_path / "out", to=to, build=build).left_out
+    assert (lost["'score' of single annotations"], lost["'attributes' of single annotations"]) == (n, n)
+
+
+@pytest.mark.parametrize("to", ["jsonl", "wds"])
+def test_fields_that_a_format_has_for_itself_are_counted(tmp_path, to):
+    taken = {"weight": "3 kg", "prefix": "Dr", "image": "scan"}
+    said = Example((picture(tmp_path / "a.png"),), "caption en", "a", meta={**taken, "by": "me"})
+    done = write_split([said], tmp_path / "out", to=to)
+    assert done.left_out == {f"meta '{key}'": 1 for key in taken}
+    assert open_data(tmp_path / "out")["train"][0].meta["by"] == "me"
+
+
+def test_what_further_rows_of_a_picture_say_otherwise_is_counted(tmp_path):
+    shown = picture(tmp_path / "a.png")
+    rows = [Example((shown,), "detect cat", f"{CAT[:36]} cat", meta={"id": f"r{i}", "source": by, "n": 1})
+            for i, by in enumerate(("A", "B"))]  # fmt: skip
+    done = write_split(rows, tmp_path / "out", to="coco")
+    assert done.left_out == {"ids of further rows of a picture": 1, "meta 'source'": 1}
+    taken = Record((shown,), SIZE_HW, meta={"width": "broad", "file_name": "x"})
+    left_out = Counter()
+    write_coco([taken], tmp_path / "taken", left_out=left_out)
+    assert +left_out == {"meta 'width'": 1, "meta 'file_name'": 1}
+
+
+@pytest.mark.parametrize("to", ["wds", "parquet", "jsonl", "hf", "coco"])
+def test_a_broken_picture_costs_its_row_alone(tmp_path, to):
+    (tmp_path / "b.jpg").write_text("no picture")
+    rows = [Example((path,), "detect cat", f"{CAT[:36]} cat", where=path.name)
+            for path in (picture(tmp_path / "a.png"), tmp_path / "b.jpg")]  # fmt: skip
+    done = write_split(rows, tmp_path / "out", to=to, skip_broken=True)
+    kept = to in ("parquet", "jsonl", "hf")  # which copy files unseen: `data check` finds it there
+    assert (done.n_rows, len(done.problems)) == ((2, 0) if kept else (1, 1))
 
 
 @pytest.mark.parametrize("write", [write_coco, write_yolo, write_voc])

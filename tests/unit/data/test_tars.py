@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from paligemma.data.check import check
 from paligemma.data.example import Example
-from paligemma.data.sources.columns import Columns
+from paligemma.data.sources.columns import Columns, encoded
 from paligemma.data.sources.open import open_data
 from paligemma.data.sources.tars import Tars, expand, find_tars, write_tars
 from paligemma.errors import DataError, OptionError
 from paligemma.processing.image import load_image
+from paligemma.recipes.rows import splits
 from tests.held_memory import growth_bytes
 
 
@@ -251,6 +253,34 @@ def test_what_is_no_plain_tar_is_refused(tmp_path):
     ]:  # fmt: skip
         with pytest.raises(DataError, match=message):
             Tars(name if name.startswith("pipe") else tmp_path / name)
+
+
+def test_a_shard_that_is_none_costs_its_own_examples_alone(tmp_path):
+    (path,) = write_tars(examples(3), tmp_path, name="train")
+    for number, data in ((1, b""), (2, path.read_bytes()[:300])):
+        (tmp_path / f"train-{number:06d}.tar").write_bytes(data)
+    source = find_tars(tmp_path)["train"]
+    assert (len(source), len(source.problems)) == (3, 2)
+    assert all("not a tar, or cut off" in problem for problem in source.problems)
+    assert check({"train": source}).counts == {"cut archive": 2}
+    with pytest.raises(DataError, match="not a tar, or cut off"):
+        splits(tmp_path, 0.0)
+    assert len(splits(tmp_path, 0.0, skip_broken=True)[0]) == 3
+    assert sorted(file.name for file in tmp_path.glob("*.index")) == ["train-000000.tar.index"]
+
+
+def test_a_last_example_that_is_whole_is_read_though_its_picture_has_another_format(tmp_path):
+    shown = io.BytesIO()
+    Image.fromarray(picture(0)).save(shown, "JPEG")
+    said = json.dumps({"prefix": "p", "suffix": "s"}).encode()
+    png = encoded(picture(1), "x")[0]
+    files = (("1.jpg", shown.getvalue()), ("1.json", said), ("2.png", png), ("2.json", said))
+    path = tar_of(tmp_path / "a.tar", *files)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data.rstrip(b"\0")) + -len(data.rstrip(b"\0")) % 512])  # the end of the tar is gone
+    source = Tars(path)
+    assert "without a tar's end" in source.problems[0]
+    assert [source[i].suffix for i in range(2)] == ["s", "s"]
 
 
 def test_an_index_is_kept_and_made_anew_when_its_shard_changes(tmp_path):
