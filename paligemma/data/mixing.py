@@ -24,6 +24,10 @@ from paligemma.errors import DataError, OptionError, nearest
 Open = Callable[..., dict[str, Any]]  # (data=…, task=…, task_fields=…, **options) -> split -> rows
 FIELDS = ("sources", "temperature", "exhaustion", "seed")
 _OWN = ("weight", "limit")
+_OF_THE_RUN = (  # what `open_rows` takes and a source cannot have of its own
+    "augmentation", "mask_encoder", "mask_decoder", "load", "text_length", "max_text", "valid_share", "shuffle", "seed",
+    "reweight", "keep_all", "failed",
+)  # fmt: skip
 
 
 def is_mixture(path: str | Path) -> bool:
@@ -71,6 +75,11 @@ def read_mixture(
         for key in options:  # others are the reader's, which knows them
             if meant := difflib.get_close_matches(key, _OWN, n=1, cutoff=0.75):
                 raise DataError(f"{path}: source '{name}' has no '{key}'. Did you mean '{meant[0]}'?")
+            if key in _OF_THE_RUN:
+                raise DataError(
+                    f"{path}: source '{name}' has '{key}', which is one for all: expected none. Leave it out here, and "
+                    "give it to the run."
+                )
         factor = _factor(str(name), options.get("task") or task, reweight)
         splits = open_source(data=_place(path.parent, options.pop("data"), options), **options)
         if "train" not in splits:
@@ -79,8 +88,11 @@ def read_mixture(
         for split, rows in splits.items():
             others.setdefault(split, []).append(rows)
     _check_reweighting(reweight, parts)
+    seed = tree.get("seed", seed)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise DataError(f"{path}: seed: {seed!r}: expected a whole number of 0 or more.")
     rules = {key: tree[key] for key in ("temperature", "exhaustion") if key in tree}
-    mixture = Mixture(parts, seed=tree.get("seed", seed), shuffle=shuffle, **rules)
+    mixture = Mixture(parts, seed=seed, shuffle=shuffle, **rules)
     return {"train": mixture, **{split: Chain(rows) for split, rows in others.items()}}
 
 

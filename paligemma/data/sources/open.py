@@ -124,7 +124,7 @@ def open_data(
     """
     if format == "auto":
         format = sniff(path)
-    if format not in READERS:
+    if not isinstance(format, str) or format not in READERS:
         known = ["auto", *READERS]
         raise OptionError(f"format={format!r}: expected one of {', '.join(known)}.{nearest(str(format), known)}")
     reader = READERS[format]

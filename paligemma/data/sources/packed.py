@@ -1,5 +1,6 @@
 """Parquet, tars and Hugging Face datasets as data sets of a folder: read by split, written by split."""
 
+import dataclasses
 import json
 import tempfile
 from collections import Counter
@@ -15,7 +16,7 @@ from paligemma.data.sources.hub import NO_SPLIT, datasets_package, open_hub
 from paligemma.data.sources.jsonl import SPLITS
 from paligemma.data.sources.parquet import Parquet, files_inside, find_parquet, split_of, write_parquet
 from paligemma.data.sources.tars import OURS, Tars, find_tars, write_tars
-from paligemma.errors import DataError
+from paligemma.errors import DataError, OptionError
 
 
 def open_parquet(
@@ -92,7 +93,14 @@ def columns_of(given: Any) -> Columns:
     """A `Columns` from what a user writes: None, a `Columns`, a mapping of its fields, or (name, value) pairs."""
     if given is None or isinstance(given, Columns):
         return given or Columns()
-    return Columns(**dict(given))
+    try:
+        return Columns(**dict(given))
+    except OptionError:
+        raise
+    except (TypeError, ValueError):
+        known = [field.name for field in dataclasses.fields(Columns)]
+        told = f"columns={given!r}: expected a mapping with {', '.join(known)}, such as {{suffix: caption}}."
+        raise OptionError(told) from None
 
 
 def write_parquet_split(

@@ -9,10 +9,12 @@ import yaml
 
 from paligemma.data.augment import AugmentOptions
 from paligemma.data.convert import write_split
+from paligemma.data.example import Example
 from paligemma.data.mixture import Mixture
 from paligemma.data.record import Record, Word
 from paligemma.data.rows import open_rows
 from paligemma.data.sources.coco_write import write_coco
+from paligemma.data.sources.parquet import write_parquet
 from paligemma.data.world.records import WorldRecords
 from paligemma.errors import DataError, OptionError
 from tests.training_runs import write_rows
@@ -175,6 +177,9 @@ def test_what_reweights_nothing_is_refused(reweight, message, coco, tmp_path):
         ({"sources": {"a": {"data": "rows", "weigth": 3}}}, "source 'a' has no 'weigth'. Did you mean 'weight'"),
         ({"sources": {"a": "rows"}, "temprature": 2}, "no field 'temprature'.*Did you mean 'temperature'"),
         ({"sources": {"a": {"data": "nowhere"}}}, "nowhere: no such file or folder"),
+        ({"sources": {"a": {"data": "rows", "augmentation": {"flip": 0.5}}}}, "'augmentation', which is one for all"),
+        ({"sources": {"a": {"data": "rows", "seed": 1}}}, "'seed', which is one for all"),
+        ({"sources": {"a": "rows"}, "seed": "a"}, "seed: 'a': expected a whole number"),
     ],
 )
 def test_what_is_wrong_with_a_mixture_is_said_in_a_line(tree, message, tmp_path):
@@ -182,6 +187,23 @@ def test_what_is_wrong_with_a_mixture_is_said_in_a_line(tree, message, tmp_path)
     file = tmp_path / "mixture.yaml"
     file.write_text(yaml.safe_dump(tree))
     with pytest.raises(DataError, match=message):
+        open_rows(file)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"data": "rows", "format": []}, r"format=\[\]: expected one of auto, jsonl"),
+        ({"data": "table", "columns": "text"}, "columns='text': expected a mapping with image, prefix, suffix"),
+        ({"data": "rows", "weight": 10**30}, "the weight of a is 1000.*below 1e12"),
+    ],
+)
+def test_options_of_a_source_of_the_wrong_kind_are_said_in_a_line(source, message, tmp_path):
+    write_rows(tmp_path / "rows", 3)
+    write_parquet([Example((), "p", "s")], tmp_path / "table" / "train.parquet")
+    file = tmp_path / "mixture.yaml"
+    file.write_text(yaml.safe_dump({"sources": {"a": source}}))
+    with pytest.raises(OptionError, match=message):
         open_rows(file)
 
 
