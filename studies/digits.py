@@ -12,6 +12,7 @@ Beside it, on the same rows and pixels: logistic regression and the nearest neig
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from helpers import pages
 from helpers.study import Results, describe, subset
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -146,15 +148,24 @@ NAMES = {"full": "tiny, all weights", "lora": "tiny, LoRA", "logistic regression
 def write(results: Results, sizes: list[int], n_seeds: int) -> None:
     """The table and the picture."""
     curves: dict[str, list[tuple[float, float]]] = {}
+    right: dict[str, list[list[float]]] = {}
     for name in NAMES:
         for size in sizes:
             values = [results[f"{name} {size} {seed}"]["accuracy"] for seed in range(n_seeds)]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            curves.setdefault(name, []).append((statistics.mean(values), spread))
+            right.setdefault(name, []).append(values)
+            mean, half = pages.interval(values)
+            curves.setdefault(name, []).append((mean, 0.0 if math.isnan(half) else half))
     head = "| | " + " | ".join(f"{size:,} examples" for size in sizes) + " |\n|---|" + "---:|" * len(sizes) + "\n"
     body = "".join(
-        f"| {NAMES[name]} | " + " | ".join(f"{mean:.3f} ± {spread:.3f}" for mean, spread in points) + " |\n"
-        for name, points in curves.items()
+        f"| {NAMES[name]} | " + " | ".join(map(pages.cell, by_size)) + " |\n" for name, by_size in right.items()
+    )
+    compared = "\n".join(
+        f"- {NAMES[name]} against {NAMES[other]}: "
+        + "; ".join(
+            f"{size:,} examples {pages.change(base, own)[1]}"
+            for size, base, own in zip(sizes, right[other], right[name], strict=True)
+        )
+        for name, other in (("lora", "full"), ("full", "logistic regression"), ("full", "nearest neighbours"))
     )
     before = results[f"full {sizes[0]} 0"]["before"]
     seconds = {
@@ -167,7 +178,8 @@ def write(results: Results, sizes: list[int], n_seeds: int) -> None:
 
 `tiny` has seen coloured shapes and printed words, never handwriting. Taught with `paligemma train transfer` to answer
 `{PROMPT}` on the scans that come with scikit-learn (8 x 8 pixels), it gets these shares of the {N_TEST} held-out
-digits, which come from other writers, right; mean ± standard deviation of {n_seeds} seeds (rows, order, adapters):
+digits, which come from other writers, right; mean ± half a 95 % interval (Student's t) of {n_seeds} seeds (rows,
+order, adapters):
 
 {head}{body}
 Before, `tiny` answers {before:.3f} of them right. Steps of {BATCH} examples: {steps}; learning rate
@@ -175,6 +187,10 @@ Before, `tiny` answers {before:.3f} of them right. Steps of {BATCH} examples: {s
 warm-up; chosen on training rows alone. Seconds per run with evaluation before and after: {times}.
 
 ![Accuracy against the number of examples](digits.png)
+
+The same seeds paired, mean difference ± half its 95 % interval; several comparisons are not corrected for:
+
+{compared}
 
 Linear models on 64 pixels are strong on this set, and are what one should use for it. The study asks something else:
 how far one general model with a text interface gets with no code written for the task.
