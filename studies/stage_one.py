@@ -62,8 +62,8 @@ stage 0 left it, or begins at random instead, as before stage 0.""",
             "image tower frozen": "the same", "decoder frozen": "lower", "image tower reset": "lower",
             "decoder reset": "lower",
         },
-        remark="""The report judged after transfers and at thousands of times the size; this is stage 1 alone. Without
-a transfer, the report too finds that a tower that learns is better at places.""",
+        remark="""The report judged after transfers and at thousands of times the size; this is stage 1 alone. There a
+tower that learns, says the report, is better in what asks for places: compare the misses.""",
     ),
 }  # fmt: skip
 

@@ -113,9 +113,15 @@ def write(args: Any, name: str, study: Study, results: Results, script: str) -> 
         values, study.against or dict.fromkeys(others, first), study.reported, MEASURES[study.measure], SOURCE,
         digits=3 if is_score else 1,
     )  # fmt: skip
-    losses = pages.compare(
-        {title: [run["loss"] for run in found] for title, found in runs.items()},
-        study.against or dict.fromkeys(others, first), {}, "loss, less is better and luck weighs less in it", SOURCE,
+    beside = {"loss": ("loss, less is better and luck weighs less in it", 3)}
+    if is_score:
+        beside["places"] = (f"{MEASURES['places']}, less is better", 1)
+    also = "\n\n".join(
+        pages.compare(
+            {title: [run[name] for run in found] for title, found in runs.items()},
+            study.against or dict.fromkeys(others, first), {}, what, SOURCE, digits=digits,
+        )
+        for name, (what, digits) in beside.items()
     )  # fmt: skip
     doubt = (
         ""
@@ -125,6 +131,7 @@ def write(args: Any, name: str, study: Study, results: Results, script: str) -> 
     lame = [kind for kind in ANSWERED if _is_lame([run["exact"][kind] for run in runs[first]], level[kind])]
     if lame and not doubt:
         doubt = f"Nothing is learned of *{', '.join(lame)}* by *{first}* that the commonest answer does not have.\n\n"
+    beside_others = ", on one core beside other work" if args.threads == 1 else ""
     pages.page(
         args.out,
         name,
@@ -138,7 +145,7 @@ picture, less is better; *loss*: cross-entropy of an answer's tokens. Mean ± ha
 
 {doubt}{compared}
 
-{losses}
+{also}
 
 {study.remark or REMARK}
 An interval that holds 0 does not show that two arms are equal; several comparisons are not corrected for. A seed gives
@@ -148,7 +155,7 @@ questions are the same in all its runs, so that their luck is in no interval.
 The `study` preset, {told} parameters, 84 pixels unless said; {sizes.steps} steps of {sizes.n_images} pictures of the
 plain world with {N_QUESTIONS} questions each, Muon at {STAGE1_LR:g}; {sizes.held_out} held-out questions. An answer is
 right where every token is the likeliest after the true ones before it, which is when greedy decoding gives it.
-{statistics.median(run["seconds"] for run in every):.0f} s a run, the median.
+{statistics.median(run["seconds"] for run in every):.0f} s a run, the median{beside_others}.
 
 Repeat it: `{pages.repeat(args, script, name)}`.""",
     )

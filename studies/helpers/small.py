@@ -79,11 +79,11 @@ def parts(work: Path, sizes: Sizes, device: torch.device, config: PaliGemmaConfi
 
 
 def stage0_print(work: Path, sizes: Sizes, device: torch.device) -> str:
-    """Which stage 0 the runs of a work folder begin with, as one short word: the bits of its SigLIP."""
-    vision, _ = parts(work, sizes, device)
+    """Which stage 0 the runs of a work folder begin with, as one short word: the bits of its SigLIP and its Gemma."""
     digest = hashlib.sha256()
-    for file in sorted(vision.glob("*.safetensors")):
-        digest.update(file.read_bytes())
+    for part in parts(work, sizes, device):
+        for file in sorted(part.glob("*.safetensors")):
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 
