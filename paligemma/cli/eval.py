@@ -133,7 +133,7 @@ def _of_folder(args: argparse.Namespace) -> Report:
     if args.transfer:
         report = _as_transferred(args, pg, encoder, how)
     else:
-        report = evaluate_folder(pg, split_of(args.suite, args.split, **options), **how)
+        report = evaluate_folder(pg, split_of(args.suite, args.split, skip_broken=args.skip_broken, **options), **how)
     if args.predictions:
         lines = (json.dumps(dataclasses.asdict(one), ensure_ascii=False) for one in report.predictions)
         Path(args.predictions).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -176,16 +176,19 @@ def _of_suite(args: argparse.Namespace) -> Iterator[Report]:
         yield name or DEFAULT_MODEL, named, report
 
 
-def split_of(folder: str, split: str | None, **options: Any) -> Any:
+def split_of(folder: str, split: str | None, *, skip_broken: bool = False, **options: Any) -> Any:
     """The rows of a folder that are meant: test, valid, or of a lone train split what a training run holds out.
 
     Args:
+        skip_broken: pass over what is wrong with whole files.
         options: those of `open_rows`.
 
     Raises:
-        OptionError: the folder has no such split.
+        OptionError: the folder has no such split. DataError: something is wrong with a file of it, so that a score
+        would be one of other rows.
     """
     from paligemma.data.rows import open_rows
+    from paligemma.recipes.rows import tell_problems
     from paligemma.recipes.transfer import TransferRecipe
 
     share = TransferRecipe(data=folder).valid_share if split is None else 0.0
@@ -196,5 +199,6 @@ def split_of(folder: str, split: str | None, **options: Any) -> Any:
         )
     name = split or next(name for name in ("test", "valid", "held", "train") if name in found)
     told = "held out of train, as a training run does; all: --split train" if name == "held" else f"the {name} split"
+    tell_problems({name: found[name]}, skip_broken=skip_broken, say=note, how="--skip-broken")
     note(f"{len(found[name]):,} rows: {told}")
     return found[name]

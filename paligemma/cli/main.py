@@ -10,6 +10,7 @@ for is imported, so that `--help` and typing errors answer at once.
 """
 
 import argparse
+import codecs
 import importlib
 import io
 import os
@@ -38,6 +39,19 @@ VERBS = {
 DONE, OURS, YOURS, INTERRUPTED = 0, 1, 2, 130
 
 
+ESCAPED = "paligemma.escaped"
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """What a terminal cannot show, half a character or a letter that its encoding lacks, as JSON writes it: \\ud800."""
+    assert isinstance(error, UnicodeEncodeError)
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2)), error.end
+
+
+codecs.register_error(ESCAPED, _escaped)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status; nothing escapes as a traceback without `--debug`."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -45,10 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = next((word for word in words if not word.startswith("-")), "")
     name = f"paligemma {verb}" if verb in VERBS else "paligemma"
     for stream in (sys.stdout, sys.stderr):
-        # A name or a text with half a character, or with one that the terminal does not know, is told as \\ud800; so it
-        # stands in JSON as well.
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=ESCAPED)
     try:
         status = _dispatch(words)
         sys.stdout.flush()

@@ -22,7 +22,7 @@ from paligemma.data.labels import likely_typos
 from paligemma.data.mixing import Chain
 from paligemma.data.mixture import Mixture
 from paligemma.data.record import Record, require_box, same_shape
-from paligemma.data.sources.columns import require_text, texts_of
+from paligemma.data.sources.columns import require_text, said_by
 from paligemma.data.sources.folder import turned_by
 from paligemma.data.subset import problems_of
 from paligemma.data.unfold import Unfolded
@@ -156,10 +156,7 @@ class _Look:
                     self.note(_kind_of(error), str(error))
                 continue
             if made is not None:
-                counted = Counter(self.labels)
-                self._example(made[0])
-                self.labels.clear()
-                self.labels.update(counted)  # its things are counted with the record
+                self._example(made[0], is_built=True)
 
     def _pictures(self, row: Record | Example) -> tuple[int, int] | None:
         """Height and width of the first picture, None where it cannot be read."""
@@ -198,7 +195,7 @@ class _Look:
         return picture.shape[0], picture.shape[1]
 
     def _record(self, record: Record, size_hw: tuple[int, int] | None) -> None:
-        self._texts(record.where, [text for text in texts_of(record) if text])
+        self._texts(record.where, said_by(record))
         for instance in record.instances:
             self.labels[instance.label] += 1
             if not instance.label.strip() or set(instance.label) & set(";<>\n"):
@@ -238,15 +235,20 @@ class _Look:
             told = f"{name} at left {x1:g}, top {y1:g}, right {x2:g}, bottom {y2:g}"
             self.note("box over the edge", f"{told}: the picture is {size_hw[1]}×{size_hw[0]}")
 
-    def _example(self, example: Example) -> None:
+    def _example(self, example: Example, *, is_built: bool = False) -> None:
+        """What a prompt and its answer say.
+
+        Args:
+            is_built: from a record, with which its things and what it is written in were looked at.
+        """
         task = example.prefix.split(" ", 1)[0]
         self.tasks[task] += 1
-        if not self._texts(example.where, texts_of(example)):
+        if not is_built and not self._texts(example.where, (example.prefix, example.suffix)):
             return
         entries, problems = parse_entries(example.suffix)
         if entries:
             for entry in entries:
-                if task != "ocr":  # there they are words of the picture
+                if task != "ocr" and not is_built:  # there they are words of the picture
                     self.labels[entry.label] += 1
             _, flat = check_area(example.suffix, entries)
             for problem in flat:

@@ -25,8 +25,7 @@ Open = Callable[..., dict[str, Any]]  # (data=…, task=…, task_fields=…, **
 FIELDS = ("sources", "temperature", "exhaustion", "seed")
 _OWN = ("weight", "limit")
 _OF_THE_RUN = (  # what `open_rows` takes and a source cannot have of its own
-    "augmentation", "mask_encoder", "mask_decoder", "load", "text_length", "max_text", "valid_share", "shuffle", "seed",
-    "reweight", "keep_all", "failed",
+    "augmentation", "mask_encoder", "mask_decoder", "load", "text_length", "reweight", "keep_all", "failed",
 )  # fmt: skip
 
 

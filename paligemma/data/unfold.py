@@ -16,7 +16,7 @@ from paligemma.data.builders import Builder, OneOf, Turn
 from paligemma.data.builders.base import RECORD_ID
 from paligemma.data.example import Example
 from paligemma.data.record import Asked, Instance, Record, Word
-from paligemma.errors import DataError
+from paligemma.errors import DataError, PaliGemmaError
 
 Build = Callable[[Record, np.random.Generator, Sequence[str]], Example | None]
 Made = tuple[Example, Any]  # and the builder that made it
@@ -41,7 +41,11 @@ class Unfolded:
         words = f"{record.id} {record.where}".encode("utf-8", "surrogatepass")
         rng = np.random.default_rng([self.seed, *words])
         for builder in self.build.builders if isinstance(self.build, OneOf) else (self.build,):
-            for turn in range(max(1, getattr(builder, "turns", lambda _: 1)(record))):
+            try:
+                n_turns = max(1, getattr(builder, "turns", lambda _: 1)(record))
+            except PaliGemmaError:
+                n_turns = 1  # the row itself says what is wrong with the record
+            for turn in range(n_turns):
                 yield partial(self._made, builder, record, rng, turn)
 
     def _made(self, builder: Any, record: Record, rng: np.random.Generator, turn: int) -> Made | None:

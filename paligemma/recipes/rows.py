@@ -161,9 +161,16 @@ def splits(
 
 
 def tell_problems(
-    found: Mapping[str, Any], *, skip_broken: bool = False, say: Callable[[str], Any] | None = None
+    found: Mapping[str, Any],
+    *,
+    skip_broken: bool = False,
+    say: Callable[[str], Any] | None = None,
+    how: str = "--set loader.skip_broken=true",
 ) -> None:
     """Refuse what is wrong with whole files, or say it where it is to be passed over.
+
+    Args:
+        how: to pass over it, for the message.
 
     Raises:
         DataError: something is wrong.
@@ -171,7 +178,7 @@ def tell_problems(
     told = [f"{split}: {problem}" for split, source in found.items() for problem in problems_of(source)]
     if told and not skip_broken:
         more = f" ({len(told) - 1} more)" if len(told) > 1 else ""
-        raise DataError(f"{told[0]}{more} To go on without: --set loader.skip_broken=true.")
+        raise DataError(f"{told[0]}{more} To go on without: {how}.")
     if say is not None:
         for problem in told:
             say(f"passed over: {problem}")

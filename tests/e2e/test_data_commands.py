@@ -74,22 +74,30 @@ def test_a_parquet_file_that_is_cut_costs_its_rows_alone(tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["rows"] == {"train": 4}
     assert [(one["kind"], one["count"]) for one in told["findings"]] == [("cut archive", 1)]
+    words = ["eval", str(folder), "--split", "train", "--limit", "1", "--json"]
+    assert main(words) == 2, "a score of half the rows is none"
+    assert "cut off" in capsys.readouterr().err
+    assert main([*words, "--skip-broken"]) == 0
+    assert "passed over" in capsys.readouterr().err
 
 
 def test_half_a_character_is_told_whatever_the_terminal(tmp_path):
     """What is wrong with a name must not break the line that says so."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    rows = [{"image": "b\ud800.png", "prefix": "p", "suffix": "s"}]
+    rows = [{"image": f"{name}.png", "prefix": "p", "suffix": "s"} for name in ("b\ud800", "ö😀")]
     rows += [{"image": "a.png", "prefix": "p", "suffix": "s", "id": "\ud83d"}] * 2
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    for more in ([], ["--json"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "paligemma", "data", "check", str(tmp_path), *more],
-            capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, check=False,
-        )  # fmt: skip
-        assert done.returncode == 2, done.stderr
-        assert b"\\ud800" in done.stdout
-    assert {one["kind"] for one in json.loads(done.stdout)["findings"]} >= {"missing picture", "duplicate id"}
+    for encoding in ("utf-8:strict", "ascii", "latin-1"):
+        for more in ([], ["--json"]):
+            done = subprocess.run(
+                [sys.executable, "-m", "paligemma", "data", "check", str(tmp_path), *more],
+                capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}, check=False,
+            )  # fmt: skip
+            assert done.returncode == 2, done.stderr
+            assert b"\\ud800" in done.stdout
+        found = json.loads(done.stdout.decode(encoding.partition(":")[0]))["findings"]
+        assert {one["kind"] for one in found} >= {"missing picture", "duplicate id"}
+        assert any("ö😀" in example["message"] for one in found for example in one["examples"])
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -425,7 +425,11 @@ def sound(record: Record) -> Record:
         DataError: a box that is turned over or outside of the picture, or a mask of another one; with the row's name.
     """
     for what, box in record.boxes:
-        require_box(box, record.size_hw, f"{record.where}: {what[:60]!r}")
+        try:
+            require_box(box, record.size_hw, "")
+        except DataError as error:
+            told = f"{record.where}: {what[:60]!r}{error} Or go on without such rows: loader.skip_broken=true."
+            raise DataError(told, kind=error.kind) from None
     for instance in record.instances:
         if instance.mask is not None:
             with naming(record.where):

@@ -322,15 +322,17 @@ def _unknown(name: str, there: Iterable[str], where: str) -> DataError:
     )
 
 
+def said_by(record: Record) -> Iterator[str]:
+    """Every text of a record of which a prompt or an answer can be made."""
+    yield from (item.label for item in record.instances)
+    yield from (item.text for item in record.written)
+    for asked in record.questions:
+        yield from (asked.question, *asked.answers)
+
+
 def texts_of(row: Example | Record) -> Iterator[str]:
     """Everything in a row that is text, what stands in its meta included."""
-    if isinstance(row, Example):
-        yield from (row.prefix, row.suffix)
-    else:
-        yield from (item.label for item in row.instances)
-        yield from (item.text for item in row.written)
-        for asked in row.questions:
-            yield from (asked.question, *asked.answers)
+    yield from (row.prefix, row.suffix) if isinstance(row, Example) else said_by(row)
     yield from _texts_in(row.meta)
 
 

@@ -362,7 +362,10 @@ def _namer(feature: Any, package: Any) -> Callable[[Any], Any] | None:
 
 def _name_of(label: Any, value: Any) -> Any:
     """The name of a class; None of -1, which says that nobody knows."""
-    return label.int2str(value) if isinstance(value, int) and value >= 0 else None
+    if value is None or isinstance(value, str):
+        return value
+    number = int(value)  # a data set with a format of its own gives numpy's or torch's
+    return label.int2str(number) if number >= 0 else None
 
 
 def _each(namer: Callable[[Any], Any], values: Any) -> Any:

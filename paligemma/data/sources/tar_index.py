@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from paligemma.errors import DataError
 
-MAGIC = b"paligemma tar index 1\n"
+MAGIC = b"paligemma tar index 2\n"
 BLOCK = tarfile.BLOCKSIZE
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # the convention of WebDataset: the key ends at the first dot
 _PACKED = {

@@ -270,16 +270,20 @@ def _is_utf8(data: bytes) -> bool:
     return True
 
 
-def _beside(thing: ET.Element, known: tuple[str, ...] = BOX_OF) -> dict[str, Any]:
-    """What an object says besides name and box: texts, and groups of them, such as the parts of a body, as lists."""
+def _beside(thing: ET.Element, known: tuple[str, ...] = BOX_OF, depth: int = 4) -> dict[str, Any]:
+    """What an object says besides name and box: texts, and groups of them, such as the parts of a body, as lists.
+
+    Args:
+        depth: how many groups inside each other are read.
+    """
     found: dict[str, Any] = {}
     for child in thing:
         if child.tag in known:
             continue
-        if len(child):
+        if len(child) and depth:
             found.setdefault(child.tag, [])
             if isinstance(found[child.tag], list):
-                found[child.tag].append(_beside(child, ()))
+                found[child.tag].append(_beside(child, (), depth - 1))
         elif said := (child.text or "").strip():
             found[child.tag] = said
     return found

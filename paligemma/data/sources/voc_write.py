@@ -168,8 +168,8 @@ def _annotation(
         said = extras[number] if extras and isinstance(extras[number], dict) else {}
         plain = dict(zip(EXTRAS, ("Unspecified", "0", "0"), strict=True))
         for key, value in {**plain, **said}.items():
-            if isinstance(value, str) and _TAG.fullmatch(key) and key not in BOX_OF:
-                _put(thing, key, value)
+            if isinstance(value, str | int | float) and _TAG.fullmatch(key) and key not in BOX_OF:
+                _put(thing, key, str(int(value) if isinstance(value, bool) else value))
             else:
                 left_out[f"'{key}' of single objects"] += 1
         box = ET.SubElement(thing, "bndbox")

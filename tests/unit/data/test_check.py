@@ -253,19 +253,36 @@ def test_every_text_and_every_task_is_looked_at():
     assert found.counts == {"text too long": 6}
 
 
-def test_half_a_character_is_found_wherever_a_record_has_it(tmp_path):
+def test_a_mask_that_is_none_costs_its_own_record_alone_whatever_is_asked_of_it():
+    """Which expressions a record has depends on its masks."""
+    pictures = [np.zeros((40, 40, 3), np.uint8), np.full((40, 40, 3), 9, np.uint8)]
+    masks = [Mask((40, 40), counts=(5,)), Mask.of(np.pad(np.ones((16, 16), bool), ((4, 20), (4, 20))))]
+    things = [Instance("cat", (4.0, 4.0, 20.0, 20.0), mask) for mask in masks]
+    records = Records(*(Record((pictures[i],), (40, 40), (things[i],), where=f"r{i}") for i in range(2)))
+    built = Built(records, builders_of("referring", {"without_mask": "skip"}, mask_encoder=no_codes))
+    found = check({"train": built})
+    assert found.counts == {"bad mask": 1}
+    assert found.tasks["train"] == {"segment": 1}
+
+
+def test_what_no_prompt_says_may_hold_half_a_character(tmp_path):
+    """It is learned by nobody; a conversion, which would have to write it, refuses it."""
+    turned = row(prefix="detect cat", suffix=f"{TURNED} cat", tweet="cut \ud83d")
+    assert check({"train": folder(tmp_path, [row(tweet="cut \ud83d"), turned])}).counts == {"turned-over box": 1}
+
+
+def test_half_a_character_is_found_wherever_a_record_has_it():
     half = "ok \ud83d"
     made = (
         {"instances": (Instance(half, (4.0, 4.0, 20.0, 20.0)),)},
         {"texts": (Text("a"), Text(half))},
         {"questions": (Asked("what?", ("yes", half)),)},
-        {"meta": {"by": [{"x": half}]}},
     )
     records = Records(*(Record((drawn(i),), (112, 112), where=f"r{i}", **fields) for i, fields in enumerate(made)))
     assert check({"train": records}).of("not UTF-8")
     assert check({"train": records}).counts["not UTF-8"] == len(made)
-    source = folder(tmp_path, [row(references=["ok", half])])
-    assert check({"train": source}).counts == {"not UTF-8": 1}
+    built = Built(records, builders_of("caption", {}))
+    assert check({"train": built}).counts["not UTF-8"] == len(made), "told once, not with each of its captions"
 
 
 def test_clips_are_told_by_all_of_their_frames():

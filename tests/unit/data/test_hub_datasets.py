@@ -91,6 +91,8 @@ def test_class_labels_inside_lists_and_groups_come_as_their_names():
     ):
         assert source[0].suffix == "dog cat dog dog 7"
         assert source[0].meta["unknown"] is None
+    as_numpy = HubDataset(data.with_format("numpy"), columns=Columns(image=None, prefix="=p", suffix="{group[kind]}"))
+    assert as_numpy[0].suffix == "dog"
     with pytest.raises(DataError):  # nobody knows the class: no answer "-1"
         HubDataset(data, columns=Columns(image=None, prefix="=p", suffix="{unknown}"))[0]
 

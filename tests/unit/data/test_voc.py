@@ -1,5 +1,7 @@
 """Pascal VOC: both layouts, its way of counting pixels, unsafe and broken XML, there and back."""
 
+import dataclasses
+import json
 from collections import Counter
 
 import numpy as np
@@ -179,6 +181,20 @@ def test_what_the_objects_were_like_is_kept(tmp_path):
     (back,) = find_voc(tmp_path / "out")["train"][0].meta["objects"]
     assert back == {key: value for key, value in said.items() if key != "part"}
     assert +left_out == {"'part' of single objects": 1}, "boxes of parts would count from somewhere else"
+    numbers = dataclasses.replace(record, meta={"objects": [{"difficult": 1, "truncated": True}]})
+    write_voc([numbers], tmp_path / "numbers")
+    (back,) = find_voc(tmp_path / "numbers")["train"][0].meta["objects"]
+    assert (back["difficult"], back["truncated"]) == ("1", "1")
+
+
+def test_groups_without_end_inside_each_other_are_read_to_a_depth(tmp_path):
+    path = folder(tmp_path)
+    file = next((path / "Annotations").glob("*.xml"))
+    deep = "<a>" * 3000 + "x" + "</a>" * 3000
+    file.write_text(file.read_text().replace("</object>", f"{deep}</object>", 1))
+    (record,) = all_of(find_voc(path)["train"])
+    assert record.instances[0].label == "cat"
+    json.dumps(record.meta)
 
 
 def test_edges_are_rounded_and_no_box_gets_lost():
