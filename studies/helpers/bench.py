@@ -70,7 +70,7 @@ class Bench:
         about = {
             "steps": self.sizes.steps, "n_images": self.sizes.n_images, "held_out": self.sizes.transfer_held_out,
             "lr": self.simple.lr, "pool": POOL * self.numbers[-1], "threads": torch.get_num_threads(),
-            "stage 0": stage0_print(self.args.work, self.sizes, self.args.torch_device),
+            "stage 0": stage0_print(self.args.work, self.sizes, self.args.torch_device), "asked": PROMPTS,
         }  # fmt: skip
         return pages.results_of(self.args, name, about)
 

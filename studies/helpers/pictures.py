@@ -5,6 +5,7 @@ Pictures are kept at the resolution of the model: drawing takes longer than lear
 
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -186,8 +187,10 @@ TRANSFERS = {"largest": _largest, "colours": _colours}
 
 def transfer_pools(work: Path, task: str, n: int, sizes: Sizes) -> tuple[Pool, Pool]:
     """What a transfer may learn from, n pictures, and what it is judged by."""
-    ask_of = TRANSFERS[task]
+    ask_of, mark = TRANSFERS[task], zlib.crc32(PROMPTS[task].encode())  # pools of another question are others
     # Other seeds than stage 1's: no picture is met twice.
-    train = draw_pool(work / f"{task}.npz", n, ask_of, seed=1)
-    held_out = draw_pool(work / f"{task}-exam.npz", sizes.transfer_held_out, ask_of, seed=1, split="held_out")
+    train = draw_pool(work / f"{task}-{mark:08x}.npz", n, ask_of, seed=1)
+    held_out = draw_pool(
+        work / f"{task}-{mark:08x}-exam.npz", sizes.transfer_held_out, ask_of, seed=1, split="held_out"
+    )
     return train, held_out
