@@ -113,7 +113,7 @@ class Jsonl:
                 raise _wrong(f"{where}: '{column}' is a {type(row[column]).__name__}: expected text.")
         weight = row.get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < 1e300:
-            raise _wrong(f"{where}: 'weight' is {str(weight)[:40]}: expected a finite number of 0 or more.")
+            raise _wrong(f"{where}: 'weight' is {repr(weight)[:40]}: expected a finite number of 0 or more.")
         meta = {key: value for key, value in row.items() if key not in COLUMNS}
         images, unlearned = self.images(row, where), _stretches(row, where)
         return Example(images, row["prefix"], row["suffix"], float(weight), where, meta, unlearned)

@@ -141,7 +141,7 @@ def clip_of_row(
     for key, value in options.items():
         kinds = int if key in ("n_frames", "stride") else int | float
         if isinstance(value, bool) or not isinstance(value, kinds) or not abs(value) < 1e9:
-            raise DataError(f"{where}: '{key}' is {str(value)[:40]}: expected a number below a billion.")
+            raise DataError(f"{where}: '{key}' is {repr(value)[:40]}: expected a number below a billion.")
     path = Path(folder) / name
     if not os.path.isdir(path):  # unlike Path's, False of a name that no file can have
         path = in_folder(name, where, folder=Path(folder), allow_outside=allow_outside)

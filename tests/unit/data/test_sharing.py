@@ -121,5 +121,5 @@ def test_a_stream_cannot_be_shuffled():
     class Stream(Asked):
         is_sequential = True
 
-    with pytest.raises(OptionError, match=r"data\.shuffle=True for a stream: expected False"):
+    with pytest.raises(OptionError, match=r"loader\.shuffle=True for a stream: expected False"):
         Loader(Stream(), processor(), LoaderOptions())
