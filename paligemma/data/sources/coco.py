@@ -15,23 +15,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paligemma.data.record import FAR, Asked, Instance, Mask, Record, Text, Word
+from paligemma.data.record import Instance, Record, Word
+from paligemma.data.sources.coco_fields import (
+    READ,
+    asked_of,
+    box_of,
+    is_crowd,
+    mask_of,
+    needed_box,
+    size_of_row,
+    string_of,
+    text_of,
+)
 from paligemma.data.sources.compact import Compact
 from paligemma.data.sources.folder import picture_size, read_text
 from paligemma.data.sources.jsonl import SPLITS
 from paligemma.data.sources.paths import is_inside, picture_path
 from paligemma.data.sources.splits import trying
 from paligemma.errors import DataError, nearest
-from paligemma.results import BoxXyxyPx
 
 CAPTION_FILE = "_captions.coco.json"
 _KNOWN = ("id", "file_name", "width", "height")
-_READ = frozenset(  # fields of annotations; their own numbers and areas follow from the rest
-    {
-        "id", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd", "caption", "lang", "style",
-        "question", "answers", "utf8_string", "legibility",
-    }
-)  # fmt: skip
 _KINDS = ("instances", "captions")
 _YEAR = re.compile(r"(?:19|20)\d\d$")
 
@@ -74,7 +78,7 @@ class Coco:
             problems += _add_annotations(tables["annotations"], file, rows, notes)
         for own in notes.values():
             for note in own:
-                self.left_out.update(f"'{key}' of single annotations" for key in note if key not in _READ)
+                self.left_out.update(f"'{key}' of single annotations" for key in note if key not in READ)
         if not rows:
             raise DataError(f"{self.path}: no pictures: expected rows in 'images'. Is this the right file?")
         self.labels = _labels(categories, notes)
@@ -117,23 +121,23 @@ class Coco:
             message = f"{where}: no file_name: expected the name of the picture.{nearest('file_name', row)}"
             raise DataError(message, kind="wrong column")
         picture = picture_path(self.images, row["file_name"], where, allow_outside=self.allow_outside)
-        size = _size(row, where) or picture_size(picture, where)
+        size = size_of_row(row, where) or picture_size(picture, where)
         found: dict[str, list[Any]] = {"instances": [], "texts": [], "words": [], "questions": []}
         n_illegible = 0
         for note in self._notes[index]:
             called = f"{where}: annotation {note.get('id')}"
             if "caption" in note:
-                found["texts"].append(_text(note, called))
+                found["texts"].append(text_of(note, called))
             elif "question" in note:
-                found["questions"].append(_asked(note, called))
+                found["questions"].append(asked_of(note, called))
             elif "utf8_string" in note:
-                found["words"].append(Word(_string(note, "utf8_string", called), _box(note, called, may_lack=True)))
+                found["words"].append(Word(string_of(note, "utf8_string", called), box_of(note, called, may_lack=True)))
             elif "legibility" in note:  # COCO-Text: a place of text that nobody could read
                 n_illegible += 1
             else:
                 label = self._label(note, called)
-                mask = _mask(note.get("segmentation"), size, called)
-                found["instances"].append(Instance(label, _needed_box(note, called), mask, _is_crowd(note, called)))
+                mask = mask_of(note.get("segmentation"), size, called)
+                found["instances"].append(Instance(label, needed_box(note, called), mask, is_crowd(note, called)))
         meta = {key: value for key, value in row.items() if key not in _KNOWN}
         if n_illegible:
             meta["n_illegible"] = n_illegible
@@ -351,100 +355,3 @@ def _labels(categories: dict[Any, dict[str, Any]], notes: dict[Any, list[dict[st
         words = words | {0}  # Roboflow's: the project's own name
     left = sorted(id for id in categories if id not in words)
     return tuple(dict.fromkeys(categories[id]["name"] for id in left))
-
-
-def _size(row: Mapping[str, Any], where: str) -> tuple[int, int] | None:
-    size = (row.get("height"), row.get("width"))
-    if size == (None, None):
-        return None
-    height, width = size
-    if not all(_is_number(side) and 1 <= side < FAR for side in size):  # type: ignore[operator]
-        raise DataError(
-            f"{where}: width {str(width)[:40]}, height {str(height)[:40]}: expected pixels, both above 0 and below "
-            f"{FAR:,}. Mend the file.",
-            kind="broken picture",
-        )
-    return int(height), int(width)  # type: ignore[arg-type]
-
-
-def _box(note: Mapping[str, Any], where: str, *, may_lack: bool = False) -> BoxXyxyPx | None:
-    box = note.get("bbox")
-    if box is None and may_lack:
-        return None
-    if box is None:
-        hint = nearest("bbox", note)
-        raise DataError(
-            f"{where} has no bbox: expected [left, top, width, height] in pixels.{hint}", kind="wrong column"
-        )
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(edge) for edge in box):
-        raise DataError(
-            f"{where} has bbox {str(box)[:80]}: expected four finite numbers, [left, top, width, height].",
-            kind="wrong column",
-        )
-    left, top, width, height = (float(edge) for edge in box)
-    return left, top, left + width, top + height
-
-
-def _is_crowd(note: Mapping[str, Any], where: str) -> bool:
-    said = note.get("iscrowd") or 0
-    if str(said) not in ("0", "1", "True", "False"):
-        raise DataError(f"{where} has iscrowd {str(said)[:40]!r}: expected 0 or 1.", kind="wrong column")
-    return str(said) in ("1", "True")
-
-
-def _needed_box(note: Mapping[str, Any], where: str) -> BoxXyxyPx:
-    box = _box(note, where)
-    assert box is not None
-    return box
-
-
-def _mask(said: Any, size_hw: tuple[int, int], where: str) -> Mask | None:
-    # Some exporters of boxes write one polygon without corners.
-    return None if said is None or said in ([], [[]]) else mask_as_said(said, size_hw, where)
-
-
-def mask_as_said(said: Any, size_hw: tuple[int, int], where: str) -> Mask:
-    """A mask as COCO writes it: polygons, or run lengths {"size": [height, width], "counts": …}.
-
-    Raises:
-        DataError: neither, or of another size than the picture.
-    """
-    if isinstance(said, dict):
-        counts, size = said.get("counts"), said.get("size")
-        plain = isinstance(counts, list) and all(isinstance(run, int) for run in counts)
-        if not (plain or isinstance(counts, str)):
-            raise DataError(f"{where} has a mask with counts {str(counts)[:40]}: expected COCO's run lengths.")
-        if not isinstance(size, list) or tuple(size) != size_hw:
-            height, width = size_hw
-            raise DataError(
-                f"{where} has a mask of size {size}: expected [{height}, {width}], height and width of the picture. "
-                "Encode the mask again."
-            )
-        return Mask(size_hw, counts=counts if isinstance(counts, str) else tuple(counts or ()))
-    if not isinstance(said, list) or not all(
-        isinstance(polygon, list) and all(_is_number(number) for number in polygon) for polygon in said
-    ):
-        raise DataError(f"{where} has segmentation {str(said)[:60]}: expected polygons [[x1, y1, x2, y2, …], …].")
-    return Mask(size_hw, polygons=tuple(tuple(float(number) for number in polygon) for polygon in said))
-
-
-def _text(note: Mapping[str, Any], where: str) -> Text:
-    lang, style = str(note.get("lang", "en")), str(note.get("style", "caption"))
-    return Text(_string(note, "caption", where), lang, _box(note, where, may_lack=True), style)
-
-
-def _asked(note: Mapping[str, Any], where: str) -> Asked:
-    answers = note.get("answers")
-    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        raise DataError(f"{where} has answers {str(answers)[:60]}: expected a list of texts.")
-    return Asked(_string(note, "question", where), tuple(answers), str(note.get("lang", "en")))
-
-
-def _string(note: Mapping[str, Any], key: str, where: str) -> str:
-    if not isinstance(note[key], str):
-        raise DataError(f"{where}: '{key}' is {str(note[key])[:60]!r}: expected text.")
-    return str(note[key])
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300  # no NaN, no infinity

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from paligemma.data.record import Mask
-from paligemma.data.sources.coco import mask_as_said
+from paligemma.data.sources.coco_fields import mask_as_said
 from paligemma.errors import DataError
 from paligemma.processing.resize import Picture
 from paligemma.recipes.transfers.base import BOX, Columns, Row, Setting, Transfer, Turn, column, text
