@@ -58,7 +58,7 @@ def check(
     """
     findings = Findings()
     for split, error in (failed or {}).items():
-        findings.n_rows[split] = 0
+        findings.n_rows[split] = findings.n_pictures[split] = 0
         kind = _kind_of(error)
         findings.found.append(Finding("file" if kind == "unreadable row" else kind, split, str(error)))
     twins = Twins()

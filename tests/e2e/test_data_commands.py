@@ -57,6 +57,10 @@ def test_a_split_that_cannot_be_opened_does_not_hide_what_the_others_hold(tmp_pa
     assert told["rows"] == {"test": 0, "train": 5, "valid": 2}
     errors = [(one["kind"], one["count"]) for one in told["findings"] if one["level"] == "error"]
     assert errors == [("not UTF-8", 1)]
+    assert main(["data", "check", str(folder)]) == 2
+    told = capsys.readouterr().out
+    assert "test: 0 rows, 0 pictures" in told
+    assert "not UTF-8 × 1" in told
     assert main(["data", "check", str(folder), "--json", "--split", "train"]) == 0
     capsys.readouterr()
     assert main(["train", "transfer", "--data", str(folder), "--task", "detect", "--out", str(tmp_path / "run")]) == 2
