@@ -177,8 +177,8 @@ def write(results: Results, n_seeds: int) -> None:
 Cross-entropy treats the 1,024 location tokens as words without order. `paligemma.train.coordinates.coordinate_loss`
 spreads a location target over its neighbours with a bell curve of width σ (in bins of 1/1024 of a side). Here `tiny`,
 which says places in every eighth token, learns to `detect digit`: one to three handwritten digits of any size anywhere,
-{N_TRAIN} pictures to learn, {N_TEST} held out with digits of other writers; mean ± half a 95 % interval (Student's t) of
-{n_seeds} seeds (rows, order).
+{N_TRAIN} pictures to learn, {N_TEST} held out with digits of other writers; mean ± half a 95 % interval (Student's t)
+of {n_seeds} seeds (rows, order).
 
 | loss | box IoU | AP | AP50 |
 |---|---:|---:|---:|
