@@ -27,6 +27,7 @@ from paligemma.data.sources.compact import Compact
 from paligemma.data.sources.folder import SUFFIXES, picture_size, read_text
 from paligemma.data.sources.jsonl import SPLITS
 from paligemma.data.sources.paths import is_inside, leads_out, picture_path
+from paligemma.data.sources.splits import trying
 from paligemma.errors import DataError, ImageError, nearest
 from paligemma.processing.picture_file import DAMAGED, open_picture, read_file
 from paligemma.results import BoxXyxyPx
@@ -170,11 +171,15 @@ class Voc:
         return (left - 1, top - 1, right, bottom) if self.one_based else (left, top, right, bottom)
 
 
-def find_voc(folder: str | Path, *, one_based: bool | None = None, allow_outside: bool = False) -> dict[str, Voc]:
+def find_voc(
+    folder: str | Path, *, one_based: bool | None = None, allow_outside: bool = False,
+    failed: dict[str, DataError] | None = None,
+) -> dict[str, Voc]:  # fmt: skip
     """The splits of a folder; one without lists of names is all "train".
 
     Args:
         one_based: as in `Voc`; None: True with an `Annotations` folder, False where XML files lie beside the pictures.
+        failed: takes splits that cannot be opened, in place of an error.
 
     Raises:
         DataError: nothing that looks like VOC, or several years of it.
@@ -198,9 +203,10 @@ def find_voc(folder: str | Path, *, one_based: bool | None = None, allow_outside
             lists = [path / "ImageSets" / kind / f"{word}.txt" for kind in ("Main", "Segmentation") for word in words]
             file = next((file for file in lists if file.is_file()), None)
             if file is not None:
-                found[split] = Voc(_listed(file, inside["annotations"]), labels=labels, **inside, **options)  # type: ignore[arg-type]
+                with trying(split, failed):
+                    found[split] = Voc(_listed(file, inside["annotations"]), labels=labels, **inside, **options)  # type: ignore[arg-type]
         both = path / "ImageSets" / "Main" / "trainval.txt"  # what some years have in place of both
-        if not found or (both.is_file() and not found.keys() & {"train", "valid"}):
+        if not (found or failed) or (both.is_file() and not found.keys() & {"train", "valid"}):
             names = _listed(both, inside["annotations"]) if both.is_file() else _xml_names(inside["annotations"])
             found["train"] = Voc(names, labels=labels, **inside, **options)  # type: ignore[arg-type]
         return found

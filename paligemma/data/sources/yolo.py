@@ -23,6 +23,7 @@ from paligemma.data.sources.folder import is_picture, picture_size, pictures_of,
 from paligemma.data.sources.jsonl import SPLITS
 from paligemma.data.sources.outline import split_outlines
 from paligemma.data.sources.paths import is_inside, picture_path
+from paligemma.data.sources.splits import trying
 from paligemma.errors import DataError, nearest
 
 _PIXEL_DECIMALS = 6  # what had no more comes back as it was
@@ -163,12 +164,15 @@ def _stems(texts: Path) -> set[str]:
     return {path.stem for folder in folders if folder.is_dir() for path in folder.iterdir() if is_picture(path.name)}
 
 
-def find_yolo(folder: str | Path, *, allow_outside: bool = False) -> dict[str, Yolo]:
+def find_yolo(
+    folder: str | Path, *, allow_outside: bool = False, failed: dict[str, DataError] | None = None
+) -> dict[str, Yolo]:
     """The splits that a data.yaml names.
 
     Args:
         folder: with the data.yaml, or the file itself.
         allow_outside: let it name folders and pictures elsewhere.
+        failed: takes splits that cannot be opened, in place of an error.
 
     Raises:
         DataError: no data.yaml, no names or no pictures, or a folder that is not there or not allowed.
@@ -186,26 +190,27 @@ def find_yolo(folder: str | Path, *, allow_outside: bool = False) -> dict[str, Y
         key = next((word for word in words if said.get(word)), None)
         if key is None:
             continue
-        entries = said[key] if isinstance(said[key], list) else [said[key]]
-        pictures: list[Path] = []
-        for entry in entries:
-            place = _place(root, entry, f"{file.name} {key}", allow_outside)
-            if place is None and (split == "test" or _is_roboflows(split, entry)):
-                continue  # Roboflow names all three folders whether it made them or not
-            if place is None:
-                known = [path.relative_to(root).as_posix() for path in root.glob("*/*") if path.is_dir()]
-                hint = nearest(str(entry), known)
-                raise DataError(f"{file}: {key}: {entry} is not there: expected a folder of pictures.{hint}")
-            if place.is_file():
-                lists.append(place)
-            pictures += _listed(place, root, allow_outside, refused) if place.is_file() else pictures_of(place)
-        if pictures:
-            found[split] = Yolo(
-                pictures, names, root=root, has_keypoints="kpt_shape" in said, allow_outside=allow_outside
-            )
-        elif split != "test" and not all(_is_roboflows(split, entry) for entry in entries):
-            raise DataError(f"{file}: {key}: no pictures in {said[key]}: expected at least one. Check the folder.")
-    if not found:
+        with trying(split, failed):
+            entries = said[key] if isinstance(said[key], list) else [said[key]]
+            pictures: list[Path] = []
+            for entry in entries:
+                place = _place(root, entry, f"{file.name} {key}", allow_outside)
+                if place is None and (split == "test" or _is_roboflows(split, entry)):
+                    continue  # Roboflow names all three folders whether it made them or not
+                if place is None:
+                    known = [path.relative_to(root).as_posix() for path in root.glob("*/*") if path.is_dir()]
+                    hint = nearest(str(entry), known)
+                    raise DataError(f"{file}: {key}: {entry} is not there: expected a folder of pictures.{hint}")
+                if place.is_file():
+                    lists.append(place)
+                pictures += _listed(place, root, allow_outside, refused) if place.is_file() else pictures_of(place)
+            if pictures:
+                found[split] = Yolo(
+                    pictures, names, root=root, has_keypoints="kpt_shape" in said, allow_outside=allow_outside
+                )
+            elif split != "test" and not all(_is_roboflows(split, entry) for entry in entries):
+                raise DataError(f"{file}: {key}: no pictures in {said[key]}: expected at least one. Check the folder.")
+    if not found and not failed:
         raise DataError(
             f"{file}: no train, val or test: expected a folder of pictures for each.{nearest('train', said)}"
         )

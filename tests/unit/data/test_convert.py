@@ -481,6 +481,33 @@ def test_single_files_are_known_by_their_content(tmp_path, coco):
     assert sniff(path / "train.jsonl") == "jsonl"
 
 
+SPOILS = {  # format: what becomes of its held-out split
+    "jsonl": lambda folder: (folder / "test.jsonl").write_text(""),
+    "coco": lambda folder: (folder / "test" / "_annotations.coco.json").write_text("{"),
+    "yolo": lambda folder: (folder / "data.yaml").write_text(
+        (folder / "data.yaml").read_text().replace("images/val", "images/none")
+    ),
+    "voc": lambda folder: (folder / "ImageSets" / "Main" / "test.txt").write_text(""),
+    "parquet": lambda folder: (folder / "test.parquet").write_bytes(b"PAR1"),
+    "wds": lambda folder: (folder / "test-000000.tar").write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("to", SPOILS)
+def test_a_split_that_cannot_be_opened_is_an_error_or_kept_apart(tmp_path, coco, to):
+    folder, build = tmp_path / f"as-{to}", BUILDERS["detect"] if WRITERS[to].holds == "examples" else None
+    convert(coco, folder, to=to, build=build)
+    (folder / "test").mkdir(exist_ok=True)
+    SPOILS[to](folder)
+    with pytest.raises(DataError):
+        open_data(folder)
+    failed = {}
+    found = open_data(folder, failed=failed)
+    assert found.keys() | failed.keys() >= {"train", "valid"}
+    assert "train" in found
+    assert list(failed) == ["valid" if to == "yolo" else "test"]
+
+
 def test_what_is_no_data_set_or_several_is_refused(tmp_path):
     with pytest.raises(DataError, match="no such file or folder"):
         open_data(tmp_path / "none")
