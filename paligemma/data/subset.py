@@ -67,31 +67,26 @@ def held_out(source: Any, share: float) -> tuple[Subset, Subset, str]:
 def problems_of(source: Any) -> Iterator[str]:
     """What is wrong with the files behind a source, through whatever wraps it."""
     yield from getattr(source, "problems", ())
-    for inner in (source.__dict__.get("records"), source.__dict__.get("source")) if hasattr(source, "__dict__") else ():
-        if inner is not None and not isinstance(inner, tuple | list):
-            yield from problems_of(inner)
-    for inner in getattr(source, "sources", ()):
-        yield from problems_of(inner)
-    for name, part in getattr(source, "parts", {}).items():
-        yield from (f"{name}: {problem}" for problem in problems_of(part.source))
+    for name, inner in _inside(source):
+        yield from (f"{name}{problem}" for problem in problems_of(inner))
 
 
 def unread_of(source: Any) -> Counter[str]:
     """What the files behind a source hold and its rows have no place for, through whatever wraps it."""
     found = Counter(getattr(source, "left_out", ()))
-    for inner in _inside(source):
+    for _, inner in _inside(source):
         found.update(unread_of(inner))
     return found
 
 
-def _inside(source: Any) -> Iterator[Any]:
-    """The sources that a source is made of."""
+def _inside(source: Any) -> Iterator[tuple[str, Any]]:
+    """The sources that a source is made of, with what messages put before what they say of each."""
     for name in ("records", "source"):
         inner = getattr(source, "__dict__", {}).get(name)
         if inner is not None and not isinstance(inner, tuple | list):
-            yield inner
-    yield from getattr(source, "sources", ())
-    yield from (part.source for part in getattr(source, "parts", {}).values())
+            yield "", inner
+    yield from (("", inner) for inner in getattr(source, "sources", ()))
+    yield from ((f"{name}: ", part.source) for name, part in getattr(source, "parts", {}).items())
 
 
 def pictures_of_rows(source: Any) -> NDArray[np.int64]:

@@ -44,6 +44,11 @@ class Duration:
     def _given(self) -> dict[str, float]:
         return {f.name: value for f in dataclasses.fields(self) if (value := getattr(self, f.name)) is not None}
 
+    @property
+    def value(self) -> float:
+        """The number, whatever its unit; 0 of no time at all."""
+        return next(iter(self._given().values()), 0.0)
+
     def in_steps(self, total_steps: int, *, batch_size: int | None = None, n_examples: int | None = None) -> int:
         """Whole steps, rounded half to even; at least 1 unless the duration is zero.
 
@@ -102,7 +107,8 @@ class Schedule:
         if self.kind not in get_args(Kind):
             kinds = get_args(Kind)
             raise OptionError(f"schedule {self.kind!r}: expected one of {', '.join(kinds)}.{nearest(self.kind, kinds)}")
-        if self.timescale in (Duration(), 0.0) or (not isinstance(self.timescale, Duration) and self.timescale < 0):
+        scale = self.timescale.value if isinstance(self.timescale, Duration) else self.timescale
+        if scale <= 0:
             raise OptionError(f"timescale={self.timescale}: expected more than 0 steps.")
 
     def factor(

@@ -17,6 +17,7 @@ from paligemma.recipes.start import config_of, open_base, settled
 from paligemma.recipes.transfer import TransferRecipe, as_learned, rows_of
 from paligemma.recipes.tree import changed, from_tree, to_tree
 from paligemma.train.optim import first_match
+from paligemma.train.schedule import Duration, Schedule
 from paligemma.train.setup import Setup, trained_names
 
 
@@ -110,6 +111,15 @@ def test_a_stage_that_cannot_be_is_refused_with_the_way_out():
     }.items():  # fmt: skip
         with pytest.raises(OptionError, match=field):
             of("stage2_448", **{field: value})
+
+
+def test_a_time_scale_of_nothing_is_refused_in_any_unit():
+    for nothing in (0.0, -1.0, Duration(), Duration(steps=0), Duration(examples=0)):
+        with pytest.raises(OptionError, match="timescale"):
+            Schedule(kind="rsqrt", timescale=nothing)
+    assert Schedule(kind="rsqrt", timescale=Duration(examples=80)).factor(10, 100, batch_size=8) == pytest.approx(
+        0.5**0.5
+    )
 
 
 def test_a_learning_rate_of_nothing_is_not_the_default():
